@@ -1,0 +1,151 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// DefaultAgentPath is where the agent looks for its configuration.
+const DefaultAgentPath = "/etc/mooring/agent.yaml"
+
+// Agent configures edge-agent. Every field has a default, so an empty file (or none) is a complete
+// configuration for a box that has a join bundle.
+type Agent struct {
+	TypeMeta
+	// JoinFile is the JoinBundle to enrol with. Default /etc/mooring/join.yaml. Not read once enrolled.
+	JoinFile string `json:"joinFile"`
+	// StateDir keeps the node's key and identity. Default /var/lib/mooring, mode 0700.
+	StateDir string `json:"stateDir"`
+	// Socket is where `edge-agent status` finds the running agent. Default /run/mooring/agent.sock.
+	Socket string `json:"socket"`
+	// HealthAddress serves /livez, /readyz and /metrics. Default 127.0.0.1:9640; empty turns it off.
+	HealthAddress string `json:"healthAddress"`
+	// APIAddress is where the node finds its API server. Default 127.0.0.1:6443; loopback only.
+	APIAddress string       `json:"apiAddress"`
+	Tunnel     AgentTunnel  `json:"tunnel"`
+	Node       AgentNode    `json:"node"`
+	Kubelet    AgentKubelet `json:"kubelet"`
+	Log        Log          `json:"log"`
+}
+
+// AgentTunnel is the agent's end of the tunnel.
+type AgentTunnel struct {
+	// Endpoint overrides the join bundle's broker address, host:port. Default empty.
+	Endpoint string `json:"endpoint"`
+	// Transport is auto (QUIC, else TCP), quic or tcp. Default auto.
+	Transport string `json:"transport"`
+	// HeartbeatInterval is how often the broker is asked for a sign of life. Default 25s.
+	HeartbeatInterval Duration `json:"heartbeatInterval"`
+	// HeartbeatTimeout is how long silence may last before the session is given up. Default 60s.
+	HeartbeatTimeout Duration `json:"heartbeatTimeout"`
+}
+
+// AgentNode is what the node says of itself.
+type AgentNode struct {
+	// Name asks for a node name; the token may fix another. Default: the host name.
+	Name string `json:"name"`
+	// Addresses that the node's kubelet serves on. Default: the source address of the route to the broker.
+	Addresses []string `json:"addresses"`
+}
+
+// AgentKubelet says how the kubelet is run.
+type AgentKubelet struct {
+	// Mode is systemd, child, none (only the files), or auto: systemd where it is running, else child.
+	Mode string `json:"mode"`
+	// Path of the kubelet for mode child. Default /usr/bin/kubelet.
+	Path string `json:"path"`
+	// Unit for mode systemd. Default kubelet.service.
+	Unit string `json:"unit"`
+	// RootDir is the kubelet's --root-dir. Default /var/lib/kubelet.
+	RootDir string `json:"rootDir"`
+	// Port of the kubelet's HTTPS server: the only port that the tunnel may dial. Default 10250.
+	Port int `json:"port"`
+	// ExtraArgs are appended to the kubelet's command line.
+	ExtraArgs []string `json:"extraArgs"`
+	// Config is laid over the KubeletConfiguration that the broker gives.
+	Config map[string]any `json:"config"`
+}
+
+// DefaultAgent returns the configuration of an empty file.
+func DefaultAgent() *Agent {
+	return &Agent{
+		TypeMeta:      TypeMeta{APIVersion, KindAgent},
+		JoinFile:      "/etc/mooring/join.yaml",
+		StateDir:      "/var/lib/mooring",
+		Socket:        "/run/mooring/agent.sock",
+		HealthAddress: "127.0.0.1:9640",
+		APIAddress:    "127.0.0.1:6443",
+		Tunnel: AgentTunnel{
+			Transport:         "auto",
+			HeartbeatInterval: Duration{25 * time.Second},
+			HeartbeatTimeout:  Duration{60 * time.Second},
+		},
+		Node: AgentNode{Addresses: []string{}},
+		Kubelet: AgentKubelet{
+			Mode: "auto", Path: "/usr/bin/kubelet", Unit: "kubelet.service", RootDir: "/var/lib/kubelet", Port: 10250,
+			ExtraArgs: []string{}, Config: map[string]any{},
+		},
+		Log: Log{"info", "text"},
+	}
+}
+
+// LoadAgent reads and validates a file. IsAbsent(err) tells a missing file from a bad one; the bad
+// one's error is an *Error.
+func LoadAgent(path string) (*Agent, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return DecodeAgent(path, data)
+}
+
+// DecodeAgent is LoadAgent on bytes; source names them in errors.
+func DecodeAgent(source string, data []byte) (*Agent, error) {
+	c := DefaultAgent()
+	if err := decode(source, data, KindAgent, c, c.validate); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Agent) validate(p *problems) {
+	p.check("joinFile", absolute(c.JoinFile))
+	p.check("stateDir", absolute(c.StateDir))
+	p.check("socket", absolute(c.Socket))
+	if c.HealthAddress != "" {
+		p.check("healthAddress", listenAddr(c.HealthAddress))
+	}
+	p.check("apiAddress", loopbackAddr(c.APIAddress))
+	if c.Tunnel.Endpoint != "" {
+		p.check("tunnel.endpoint", hostPort(c.Tunnel.Endpoint))
+	}
+	p.check("tunnel.transport", oneOf(c.Tunnel.Transport, "auto", "quic", "tcp"))
+	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
+	if c.Node.Name != "" {
+		p.check("node.name", dnsName(c.Node.Name))
+	}
+	for i, a := range c.Node.Addresses {
+		if _, err := netip.ParseAddr(a); err != nil {
+			p.add(fmt.Sprintf("node.addresses[%d]", i), "want an IP address, got %q", a)
+		}
+	}
+	k := c.Kubelet
+	validateLog(p, c.Log)
+	p.check("kubelet.mode", oneOf(k.Mode, "auto", "systemd", "child", "none"))
+	p.check("kubelet.path", absolute(k.Path))
+	p.check("kubelet.rootDir", absolute(k.RootDir))
+	p.check("kubelet.port", intBetween(k.Port, 1, 65535))
+	if !strings.HasSuffix(k.Unit, ".service") {
+		p.add("kubelet.unit", `want a unit name that ends in ".service", got %q`, k.Unit)
+	}
+}
+
+// validateHeartbeat keeps the timeout above two intervals: one lost heartbeat is no outage.
+func validateHeartbeat(p *problems, prefix string, interval, timeout Duration) {
+	p.check(prefix+"heartbeatInterval", between(interval, time.Second, 10*time.Minute))
+	if timeout.Duration < 2*interval.Duration {
+		p.add(prefix+"heartbeatTimeout", "want at least twice heartbeatInterval (%s), got %s", interval, timeout)
+	}
+}
