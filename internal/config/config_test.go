@@ -1,0 +1,215 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+const head = "apiVersion: mooring.dev/v1alpha1\nkind: "
+
+func TestEmptyDocumentsAreTheDefaults(t *testing.T) {
+	a, err := DecodeAgent("a", []byte(head+"AgentConfiguration\n"))
+	if err != nil || !reflect.DeepEqual(a, DefaultAgent()) {
+		t.Errorf("agent = %+v, %v", a, err)
+	}
+	b, err := DecodeBroker("b", []byte(head+"BrokerConfiguration\nfront: {publicEndpoint: 'edge.example:443'}\n"))
+	want := DefaultBroker()
+	want.Front.PublicEndpoint = "edge.example:443"
+	if err != nil || !reflect.DeepEqual(b, want) {
+		t.Errorf("broker = %+v, %v", b, err)
+	}
+}
+
+// What print-defaults shows must be a file that loads.
+func TestDefaultsRoundTrip(t *testing.T) {
+	y, err := Marshal(DefaultAgent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := DecodeAgent("defaults", y); err != nil || !reflect.DeepEqual(got, DefaultAgent()) {
+		t.Errorf("agent: %+v, %v\n%s", got, err, y)
+	}
+	b := DefaultBroker()
+	b.Front.PublicEndpoint = "edge.example:443"
+	if y, err = Marshal(b); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := DecodeBroker("defaults", y); err != nil || !reflect.DeepEqual(got, b) {
+		t.Errorf("broker: %+v, %v\n%s", got, err, y)
+	}
+}
+
+func TestEveryProblemAtOnce(t *testing.T) {
+	_, err := DecodeAgent("agent.yaml", []byte(head+`AgentConfiguration
+joinfile: /x
+stateDir: relative
+apiAddress: 10.0.0.1:6443
+healthAddress: [1]
+tunnel: {transport: udp, heartbeatInterval: 25, heartbeatTimeout: 10s, color: red}
+node: {name: Bad_Name, addresses: [192.168.1.10, nonsense]}
+kubelet: {port: 1.5, extraArgs: x, unit: kubelet}
+log: {level: loud}
+`))
+	var e *Error
+	if !errors.As(err, &e) {
+		t.Fatalf("err = %v", err)
+	}
+	got := map[string]string{}
+	for _, p := range e.Problems {
+		got[p.Path] = p.Message
+	}
+	for path, part := range map[string]string{
+		"joinfile":                 `did you mean "joinFile"`,
+		"stateDir":                 "absolute",
+		"apiAddress":               "loopback",
+		"healthAddress":            "want a string",
+		"tunnel.transport":         "auto, quic, tcp",
+		"tunnel.heartbeatInterval": "duration",
+		"tunnel.heartbeatTimeout":  "twice",
+		"tunnel.color":             "unknown key",
+		"node.name":                "DNS name",
+		"node.addresses[1]":        "nonsense",
+		"kubelet.port":             "whole number",
+		"kubelet.extraArgs":        "want a list",
+		"kubelet.unit":             ".service",
+		"log.level":                "debug, info",
+	} {
+		if !strings.Contains(got[path], part) {
+			t.Errorf("%s: %q lacks %q", path, got[path], part)
+		}
+		delete(got, path)
+	}
+	if len(got) > 0 {
+		t.Errorf("unexpected problems: %v", got)
+	}
+	if !strings.HasPrefix(err.Error(), "agent.yaml: 14 problems\n") {
+		t.Errorf("the first line should name the file and the count:\n%v", err)
+	}
+}
+
+func TestRefusedDocuments(t *testing.T) {
+	for name, c := range map[string]struct{ doc, want string }{
+		"empty":         {"", "empty"},
+		"not a map":     {"[1, 2]", "empty"},
+		"not YAML":      {"a: [", "not valid YAML"},
+		"duplicate key": {head + "AgentConfiguration\nstateDir: /a\nstateDir: /b\n", "stateDir"},
+		"wrong kind":    {head + "BrokerConfiguration\nfront: {listen: ':1'}\n", `want "AgentConfiguration", got "BrokerConfiguration"`},
+		"wrong version": {"apiVersion: mooring.dev/v2\nkind: AgentConfiguration\n", `want "mooring.dev/v1alpha1"`},
+		"too large":     {"# " + strings.Repeat("x", maxFile), "larger than"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c2, err := DecodeAgent("f", []byte(c.doc))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("= %v, %v; want an error with %q", c2, err, c.want)
+			}
+			if name == "wrong kind" && strings.Contains(err.Error(), "front") {
+				t.Errorf("the other kind's keys are noise: %v", err)
+			}
+		})
+	}
+}
+
+func TestNullKeepsTheDefault(t *testing.T) {
+	c, err := DecodeAgent("f", []byte(head+"AgentConfiguration\nstateDir:\ntunnel:\nkubelet: {config: null}\n"))
+	if err != nil || !reflect.DeepEqual(c, DefaultAgent()) {
+		t.Fatalf("= %+v, %v", c, err)
+	}
+}
+
+func TestBrokerValues(t *testing.T) {
+	base := head + "BrokerConfiguration\n"
+	for doc, path := range map[string]string{
+		"{}":                                    "front.publicEndpoint",
+		"front: {publicEndpoint: edge.example}": "front.publicEndpoint",
+		"front: {publicEndpoint: 'e:443', listen: 'edge.example:443'}":                                        "front.listen",
+		"front: {publicEndpoint: 'e:443'}\negress: {publicEndpoint: 'http://x:1'}":                            "egress.publicEndpoint",
+		"front: {publicEndpoint: 'e:443'}\negress: {publicEndpoint: 'https://x'}":                             "egress.publicEndpoint",
+		"front: {publicEndpoint: 'e:443'}\ntrustDomain: A":                                                    "trustDomain",
+		"front: {publicEndpoint: 'e:443'}\nidentity: {nodeCertificateTTL: 1s}":                                "identity.nodeCertificateTTL",
+		"front: {publicEndpoint: 'e:443'}\ntunnel: {maxStreams: 0}":                                           "tunnel.maxStreams",
+		"front: {publicEndpoint: 'e:443'}\ntunnel: {maxPending: 99999999999999999999}":                        "tunnel.maxPending",
+		"front: {publicEndpoint: 'e:443'}\nhealthAddress: 'localhost:1'":                                      "healthAddress",
+		"front: {publicEndpoint: 'e:443'}\nadminSocket: broker.sock":                                          "adminSocket",
+		"front: {publicEndpoint: 'e:443'}\ntunnel: {heartbeatInterval: 1h, heartbeatTimeout: 3h}":             "tunnel.heartbeatInterval",
+		"front: {publicEndpoint: 'e:443'}\nlog: {format: xml}":                                                "log.format",
+		"front: {publicEndpoint: 'e:70000'}":                                                                  "front.publicEndpoint",
+		"front: {publicEndpoint: 'e:443', publicendpoint: 'e:443'}\nkubelet: {config: {anything: {goes: 1}}}": "front.publicendpoint",
+	} {
+		t.Run(path, func(t *testing.T) {
+			body := doc
+			if doc == "{}" {
+				body = ""
+			}
+			_, err := DecodeBroker("f", []byte(base+body+"\n"))
+			var e *Error
+			if !errors.As(err, &e) || len(e.Problems) != 1 || e.Problems[0].Path != path {
+				t.Fatalf("%s\n= %v; want one problem at %s", doc, err, path)
+			}
+		})
+	}
+}
+
+func TestJoinBundle(t *testing.T) {
+	good := head + `JoinBundle
+endpoint: edge.example:443
+tenant: acme
+token: abcdefghij.abcdefghijkmnpqrstuvwxyz23456789
+caCertHashes: ["sha256:` + strings.Repeat("ab", 32) + `"]
+`
+	b, err := DecodeJoinBundle("f", []byte(strings.ReplaceAll(good, "abcdefghij.", "abcdefghjk.")))
+	if err != nil || b.Tenant != "acme" || b.Endpoint != "edge.example:443" || len(b.CACertHashes) != 1 {
+		t.Fatalf("= %+v, %v", b, err)
+	}
+	_, err = DecodeJoinBundle("f", []byte(head+"JoinBundle\ntoken: very.SECRET\ncaCertHashes: ['sha256:00']\n"))
+	var e *Error
+	if !errors.As(err, &e) || len(e.Problems) != 4 {
+		t.Fatalf("want endpoint, tenant, token and hash refused: %v", err)
+	}
+	if strings.Contains(err.Error(), "SECRET") {
+		t.Errorf("the error quotes the token: %v", err)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "agent.yaml")
+	if _, err := LoadAgent(p); !IsAbsent(err) {
+		t.Errorf("absent file: %v", err)
+	}
+	if err := os.WriteFile(p, []byte(head+"AgentConfiguration\ntunnel: {heartbeatInterval: 5s}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := LoadAgent(p)
+	if err != nil || c.Tunnel.HeartbeatInterval.Duration != 5*time.Second || c.Tunnel.Transport != "auto" {
+		t.Errorf("= %+v, %v", c, err)
+	}
+	if _, err := LoadBroker(p); err == nil || IsAbsent(err) || !strings.Contains(err.Error(), p) {
+		t.Errorf("the agent's file as the broker's: %v", err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, v := range []any{DefaultAgent(), DefaultBroker(), &JoinBundle{TypeMeta: TypeMeta{APIVersion, KindJoinBundle}}} {
+		y, _ := Marshal(v)
+		f.Add(y)
+	}
+	f.Add([]byte("a: &a [*a]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		// Whatever comes out without an error must be a document that loads again, unchanged.
+		if c, err := DecodeAgent("f", data); err == nil {
+			y, err := Marshal(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := DecodeAgent("f", y); err != nil || !reflect.DeepEqual(c, again) {
+				t.Fatalf("%+v, %v after\n%s", again, err, y)
+			}
+		}
+		DecodeBroker("f", data)
+		DecodeJoinBundle("f", data)
+	})
+}
