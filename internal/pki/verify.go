@@ -1,0 +1,120 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// maxChain bounds the certificates a peer may present; ours are one or two.
+const maxChain = 8
+
+// VerifyPeer returns a tls.Config.VerifyConnection that verifies the peer's
+// chain against roots for the usage, reads its identity, and asks check.
+// roots and now are called at each handshake, so that both may change. A nil
+// check accepts every identity of the trust domain.
+func VerifyPeer(roots func() *x509.CertPool, usage x509.ExtKeyUsage, now func() time.Time, check func(Identity) error) func(tls.ConnectionState) error {
+	return func(cs tls.ConnectionState) error {
+		if err := presented(cs); err != nil {
+			return err
+		}
+		pool := roots()
+		if pool == nil {
+			// x509 takes nil for the system's roots, which vouch for nobody here.
+			return errors.New("verify peer: no CA is loaded")
+		}
+		id, err := verifyChain(cs.PeerCertificates, pool, usage, now())
+		if err != nil {
+			return err
+		}
+		return accept(check, id)
+	}
+}
+
+// VerifyPinned returns a tls.Config.VerifyConnection for a client that knows
+// of its server nothing but the hash of the CA's key (form: ValidHash). The
+// server must present that CA's certificate and a broker's leaf signed by it.
+// With no hash, nothing is accepted.
+func VerifyPinned(hashes []string, now func() time.Time, check func(Identity) error) func(tls.ConnectionState) error {
+	pins := slices.Clone(hashes)
+	return func(cs tls.ConnectionState) error {
+		if err := presented(cs); err != nil {
+			return err
+		}
+		pool, found := x509.NewCertPool(), false
+		for _, cert := range cs.PeerCertificates {
+			if cert.IsCA && slices.Contains(pins, hashDER(cert.RawSubjectPublicKeyInfo)) {
+				pool.AddCert(cert)
+				found = true
+			}
+		}
+		if !found {
+			return fmt.Errorf("verify broker: none of the CAs it presents has a pinned hash (%d pinned); "+
+				"something between here and the broker answers in its place, or the join bundle is of another broker", len(pins))
+		}
+		id, err := verifyChain(cs.PeerCertificates, pool, x509.ExtKeyUsageServerAuth, now())
+		if err != nil {
+			return err
+		}
+		if id.Role != RoleBroker {
+			return fmt.Errorf("verify broker: the peer is %s, not a broker", id)
+		}
+		return accept(check, id)
+	}
+}
+
+// PeerIdentity returns the identity of the peer of a connection whose
+// handshake went through VerifyPeer or VerifyPinned.
+func PeerIdentity(cs tls.ConnectionState) (Identity, error) {
+	if !cs.HandshakeComplete {
+		return Identity{}, errors.New("peer identity: the TLS handshake is not complete")
+	}
+	if len(cs.PeerCertificates) == 0 {
+		return Identity{}, fmt.Errorf("%w: the peer presented no certificate", ErrIdentity)
+	}
+	return ParseIdentity(cs.PeerCertificates[0])
+}
+
+func presented(cs tls.ConnectionState) error {
+	switch n := len(cs.PeerCertificates); {
+	case n == 0:
+		return errors.New("verify peer: it presented no certificate")
+	case n > maxChain:
+		return fmt.Errorf("verify peer: it presented %d certificates, at most %d are allowed", n, maxChain)
+	}
+	return nil
+}
+
+func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) (Identity, error) {
+	// The key may be strong enough for x509 and yet not for us.
+	if err := checkKey(certs[0].PublicKey); err != nil {
+		return Identity{}, fmt.Errorf("verify peer: %w", err)
+	}
+	inter := x509.NewCertPool()
+	for _, cert := range certs[1:] {
+		inter.AddCert(cert)
+	}
+	_, err := certs[0].Verify(x509.VerifyOptions{
+		Roots:         roots,
+		Intermediates: inter,
+		CurrentTime:   now,
+		KeyUsages:     []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		return Identity{}, fmt.Errorf("verify peer's certificate at %s by this machine's clock: %w", now.UTC().Format(time.RFC3339), err)
+	}
+	return ParseIdentity(certs[0])
+}
+
+func accept(check func(Identity) error, id Identity) error {
+	if check == nil {
+		return nil
+	}
+	if err := check(id); err != nil {
+		return fmt.Errorf("peer %s refused: %w", id, err)
+	}
+	return nil
+}
