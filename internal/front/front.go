@@ -1,0 +1,150 @@
+// Package front is the broker's one public port on TCP: it looks at each connection's TLS ClientHello,
+// without answering it, and hands the connection on by the protocol (ALPN) that the hello offers.
+//
+// It ends no TLS and knows no nodes or tenants. The same port on UDP carries only the tunnel's QUIC
+// and does not pass through here.
+package front
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Route takes the connections whose ClientHello offers Protocol. Serve owns the connection, whose
+// bytes start with the hello, and returns when it is done with it.
+type Route struct {
+	Protocol string // an ALPN protocol id
+	Serve    func(ctx context.Context, conn net.Conn)
+}
+
+// Config is what a Server is made of.
+type Config struct {
+	// Routes are tried in order; a connection that fits none is closed without an answer.
+	Routes []Route
+	// HelloTimeout bounds the reading of the ClientHello. Default 10 s.
+	HelloTimeout time.Duration
+	// MaxPending bounds connections whose ClientHello is still being read; over it, new ones are
+	// closed at once. Default 1024.
+	MaxPending int
+	// Registerer takes the metrics; nil leaves them out.
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger
+}
+
+// Server routes connections. Make it with New.
+type Server struct {
+	cfg     Config
+	pending chan struct{}
+	routed  *prometheus.CounterVec
+}
+
+// New makes a Server; it starts nothing.
+func New(cfg Config) *Server {
+	if cfg.HelloTimeout == 0 {
+		cfg.HelloTimeout = 10 * time.Second
+	}
+	if cfg.MaxPending == 0 {
+		cfg.MaxPending = 1024
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		cfg:     cfg,
+		pending: make(chan struct{}, cfg.MaxPending),
+		routed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mooring_front_connections_total",
+			Help: "TCP connections on the public port, by where they were routed: an ALPN protocol, or none, malformed, timeout, overloaded.",
+		}, []string{"route"}),
+	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(s.routed)
+	}
+	return s
+}
+
+// Serve accepts on l until ctx ends, then closes l and the connections still being looked at, waits
+// until every route has returned, and returns nil. Routes are expected to end with ctx too.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if isTransient(err) {
+				s.cfg.Logger.Warn("public port can't accept; trying again in 100 ms", "err", err)
+				select {
+				case <-time.After(100 * time.Millisecond):
+				case <-ctx.Done():
+				}
+				continue
+			}
+			return fmt.Errorf("public port %s: %w", l.Addr(), err)
+		}
+		select {
+		case s.pending <- struct{}{}:
+			wg.Go(func() { s.serve(ctx, conn) })
+		default:
+			s.routed.WithLabelValues("overloaded").Inc()
+			conn.Close()
+		}
+	}
+}
+
+// isTransient tells a lack of file descriptors and the like, which passes, from a closed listener.
+func isTransient(err error) bool {
+	return !errors.Is(err, net.ErrClosed)
+}
+
+func (s *Server) serve(ctx context.Context, conn net.Conn) {
+	route, replay := s.look(ctx, conn)
+	<-s.pending
+	if route == nil {
+		conn.Close()
+		return
+	}
+	route.Serve(ctx, replay)
+}
+
+// look reads the hello and finds the route; nil if there is none.
+func (s *Server) look(ctx context.Context, conn net.Conn) (*Route, net.Conn) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	log := s.cfg.Logger.With("remote", conn.RemoteAddr().String())
+	conn.SetReadDeadline(time.Now().Add(s.cfg.HelloTimeout))
+	hello, replay, err := peekHello(conn)
+	if err != nil {
+		outcome := "malformed"
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+			outcome = "timeout"
+		}
+		s.routed.WithLabelValues(outcome).Inc()
+		log.Debug("connection closed: no TLS ClientHello", "err", err)
+		return nil, nil
+	}
+	conn.SetReadDeadline(time.Time{})
+	for i := range s.cfg.Routes {
+		if r := &s.cfg.Routes[i]; slices.Contains(hello.protocols, r.Protocol) {
+			s.routed.WithLabelValues(r.Protocol).Inc()
+			return r, replay
+		}
+	}
+	s.routed.WithLabelValues("none").Inc()
+	log.Debug("connection closed: no route", "sni", hello.serverName, "alpn", hello.protocols)
+	return nil, nil
+}
