@@ -1,0 +1,27 @@
+package enroll
+
+import (
+	"context"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/store"
+)
+
+const (
+	tokenPrefix = "/mooring/tokens/"
+	nodePrefix  = "/mooring/nodes/"
+)
+
+func tokenKey(id string) string          { return tokenPrefix + id }
+func nodesOf(tenant string) string       { return nodePrefix + tenant + "/" }
+func nodeKey(tenant, node string) string { return nodesOf(tenant) + node }
+
+// Store is what the tokens and node records need of *store.Store.
+type Store interface {
+	Get(ctx context.Context, key string) (store.Item, error)
+	List(ctx context.Context, prefix string) ([]store.Item, error)
+	Commit(ctx context.Context, ops ...store.Op) error
+}
+
+// Clock tells the time; time.Now for all but tests.
+type Clock func() time.Time

@@ -1,0 +1,209 @@
+package tenant
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/store"
+)
+
+const keyPrefix = "/mooring/tenants/"
+
+// Key is where the store holds a tenant. A commit that must not outlive the tenant checks it.
+func Key(name string) string { return keyPrefix + name }
+
+// Errors of the registry, for errors.Is.
+var (
+	// ErrExists says that a tenant of that name is there already.
+	ErrExists = errors.New("tenant exists already")
+	// ErrNotFound says that there is no tenant of that name.
+	ErrNotFound = errors.New("no such tenant")
+)
+
+// Store is what the registry needs of *store.Store.
+type Store interface {
+	Get(ctx context.Context, key string) (store.Item, error)
+	Commit(ctx context.Context, ops ...store.Op) error
+	WatchSynced(ctx context.Context, prefix string, synced func(), fn func(store.Event)) error
+}
+
+// Registry holds the tenants of the store in memory, as of the last change that Run has seen. All methods may
+// be called at any time; Get, List and DialAPI know nothing before Run has read the store (WaitSynced).
+type Registry struct {
+	store  Store
+	log    *slog.Logger
+	synced chan struct{}
+
+	// telling is held while subscribers are told, so that each is told of all changes in order. Whoever
+	// takes both takes telling first.
+	telling     sync.Mutex
+	subscribers map[*subscriber]struct{} // guarded by telling
+
+	mu      sync.RWMutex
+	tenants map[string]Tenant // guarded by mu
+}
+
+type subscriber struct{ fn func(Tenant, bool) }
+
+// NewRegistry makes a registry that knows nothing until Run.
+func NewRegistry(s Store, log *slog.Logger) *Registry {
+	return &Registry{
+		store: s, log: log, synced: make(chan struct{}),
+		subscribers: map[*subscriber]struct{}{}, tenants: map[string]Tenant{},
+	}
+}
+
+// Run follows the store until ctx ends. It may be called once.
+func (r *Registry) Run(ctx context.Context) error {
+	return r.store.WatchSynced(ctx, keyPrefix, func() { close(r.synced) }, r.apply)
+}
+
+// WaitSynced returns when all tenants that the store held at Run's start are known.
+func (r *Registry) WaitSynced(ctx context.Context) error {
+	select {
+	case <-r.synced:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the tenants to be read from the store: %w", context.Cause(ctx))
+	}
+}
+
+func (r *Registry) apply(ev store.Event) {
+	name := strings.TrimPrefix(ev.Key, keyPrefix)
+	var t Tenant
+	if !ev.Deleted {
+		if err := decode(name, ev.Value, &t); err != nil {
+			// One damaged record is one tenant's trouble; what was known of it stays in use.
+			r.log.Error("tenant's record in the store can't be used, remove the tenant and add it again", "tenant", name, "err", err)
+			return
+		}
+	}
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	r.mu.Lock()
+	old, had := r.tenants[name]
+	if ev.Deleted {
+		delete(r.tenants, name)
+		t = old
+	} else {
+		r.tenants[name] = t
+	}
+	r.mu.Unlock()
+
+	if ev.Deleted && !had || !ev.Deleted && had && t.Equal(old) {
+		return
+	}
+	r.log.Info("tenant changed", "tenant", name, "removed", ev.Deleted, "address", t.Address)
+	for s := range r.subscribers {
+		s.fn(t.clone(), ev.Deleted)
+	}
+}
+
+func decode(name string, value []byte, t *Tenant) error {
+	if err := json.Unmarshal(value, t); err != nil {
+		return err
+	}
+	if t.Name != name {
+		return fmt.Errorf("the record is that of tenant %q", t.Name)
+	}
+	return t.validate()
+}
+
+// Get returns the tenant of that name.
+func (r *Registry) Get(name string) (Tenant, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	t, ok := r.tenants[name]
+	return t.clone(), ok
+}
+
+// List returns all tenants by name.
+func (r *Registry) List() []Tenant {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	out := make([]Tenant, 0, len(r.tenants))
+	for _, name := range slices.Sorted(maps.Keys(r.tenants)) {
+		out = append(out, r.tenants[name].clone())
+	}
+	return out
+}
+
+// Subscribe calls fn for each tenant that is known, before it returns, and from then on for each change, one
+// call at a time and in order. A deleted tenant comes as it was last. fn must return soon, as it delays the
+// telling of others (though not Get and List, which it may use), and must not subscribe or cancel. After cancel
+// has returned, fn is not called again.
+func (r *Registry) Subscribe(fn func(t Tenant, deleted bool)) (cancel func()) {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	for _, t := range r.List() {
+		fn(t, false)
+	}
+	s := &subscriber{fn}
+	r.subscribers[s] = struct{}{}
+	return func() {
+		r.telling.Lock()
+		defer r.telling.Unlock()
+		delete(r.subscribers, s)
+	}
+}
+
+// Add stores a new tenant; ErrExists if its name is taken.
+func (r *Registry) Add(ctx context.Context, t Tenant) error {
+	if err := t.validate(); err != nil {
+		return err
+	}
+	b, err := json.Marshal(t)
+	if err != nil {
+		return fmt.Errorf("tenant %s: encode: %w", t.Name, err)
+	}
+	err = r.store.Commit(ctx, store.Create(Key(t.Name), b))
+	if errors.Is(err, store.ErrConflict) {
+		return fmt.Errorf("tenant %s: %w: remove it first", t.Name, ErrExists)
+	}
+	if err != nil {
+		return fmt.Errorf("tenant %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+// Remove forgets a tenant; ErrNotFound if there is none. Its nodes and tokens are not the registry's.
+func (r *Registry) Remove(ctx context.Context, name string) error {
+	if err := pki.ValidTenant(name); err != nil {
+		return err
+	}
+	for {
+		it, err := r.store.Get(ctx, Key(name))
+		if errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("%w: %s", ErrNotFound, name)
+		}
+		if err == nil {
+			err = r.store.Commit(ctx, store.Delete(it.Key, it.Rev))
+		}
+		if errors.Is(err, store.ErrConflict) {
+			continue // changed under us; what there is now is to go as well
+		}
+		if err != nil {
+			return fmt.Errorf("remove tenant %s: %w", name, err)
+		}
+		return nil
+	}
+}
+
+// DialAPI opens a TCP connection to the tenant's API server, bounded by ctx and by 15 seconds. The TLS in it
+// is the caller's client's.
+func (r *Registry) DialAPI(ctx context.Context, name string) (net.Conn, error) {
+	t, ok := r.Get(name)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, name)
+	}
+	return t.dial(ctx)
+}
