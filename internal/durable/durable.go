@@ -81,7 +81,15 @@ func writeFile(path string, data []byte, perm fs.FileMode) error {
 	}
 	// Until the directory is on disk too, a power loss may bring back the old
 	// file: the caller must not act on the new one before.
-	return dir.Sync()
+	return syncDir(dir)
+}
+
+// syncDir tolerates file systems that cannot sync a directory and say so.
+func syncDir(dir *os.File) error {
+	if err := dir.Sync(); !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // fill writes, syncs and closes the file.
@@ -166,7 +174,7 @@ func mkdirAll(path string, perm fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(syncDir(dir), dir.Close())
 }
 
 // ReadFile returns the content of the file at path, which must be of at least

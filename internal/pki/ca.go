@@ -84,14 +84,20 @@ func LoadCA(certPEM, keyPEM []byte) (*CA, error) {
 		return nil, errors.New("load CA: the certificate may not sign others, it is not a CA's")
 	case !key.PublicKey.Equal(cert.PublicKey):
 		return nil, errors.New("load CA: the key is not the certificate's; restore the pair from one backup")
-	case len(cert.URIs) != 1 || cert.URIs[0].String() != scheme+"://"+cert.URIs[0].Host:
-		return nil, errors.New("load CA: the certificate does not name its trust domain (one URI spiffe://<trust domain>)")
 	}
-	td := cert.URIs[0].Host
-	if err := ValidTrustDomain(td); err != nil {
+	td, err := trustDomainOf(cert)
+	if err != nil {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}
 	return &CA{cert: cert, key: key, trustDomain: td}, nil
+}
+
+// trustDomainOf reads the trust domain that a CA's certificate names.
+func trustDomainOf(cert *x509.Certificate) (string, error) {
+	if len(cert.URIs) != 1 || cert.URIs[0].String() != scheme+"://"+cert.URIs[0].Host {
+		return "", fmt.Errorf("%w: the CA does not name its trust domain (one URI spiffe://<trust domain>)", ErrIdentity)
+	}
+	return cert.URIs[0].Host, ValidTrustDomain(cert.URIs[0].Host)
 }
 
 // CertPEM returns the authority's certificate.

@@ -88,22 +88,33 @@ func ParseKeyPEM(data []byte) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read private key: %w", err)
 	}
+	key, err := decodeKey(block)
+	if err == nil {
+		err = checkKey(&key.PublicKey)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read private key: %w", err)
+	}
+	return key, nil
+}
+
+func decodeKey(block *pem.Block) (*ecdsa.PrivateKey, error) {
 	if block.Type == pemECKey {
 		key, err := x509.ParseECPrivateKey(block.Bytes)
 		if err != nil {
-			return nil, errors.New("read private key: not a SEC 1 key in DER, the file is damaged")
+			return nil, errors.New("not a SEC 1 key in DER, the file is damaged")
 		}
-		return key, checkKey(&key.PublicKey)
+		return key, nil
 	}
-	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, errors.New("read private key: not a PKCS#8 key in DER, the file is damaged")
+		return nil, errors.New("not a PKCS#8 key in DER, the file is damaged")
 	}
-	key, ok := any.(*ecdsa.PrivateKey)
+	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("read private key: it is a %T, want ECDSA", any)
+		return nil, fmt.Errorf("it is a %T, want ECDSA", parsed)
 	}
-	return key, checkKey(&key.PublicKey)
+	return key, nil
 }
 
 // MakeCSR makes a certificate request in PEM. The common name is for people

@@ -97,7 +97,7 @@ func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 	for _, cert := range certs[1:] {
 		inter.AddCert(cert)
 	}
-	_, err := certs[0].Verify(x509.VerifyOptions{
+	chains, err := certs[0].Verify(x509.VerifyOptions{
 		Roots:         roots,
 		Intermediates: inter,
 		CurrentTime:   now,
@@ -106,7 +106,17 @@ func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 	if err != nil {
 		return Identity{}, fmt.Errorf("verify peer's certificate at %s by this machine's clock: %w", now.UTC().Format(time.RFC3339), err)
 	}
-	return ParseIdentity(certs[0])
+	id, err := ParseIdentity(certs[0])
+	if err != nil {
+		return Identity{}, fmt.Errorf("verify peer: %w", err)
+	}
+	for _, chain := range chains {
+		if td, err := trustDomainOf(chain[len(chain)-1]); err == nil && td == id.TrustDomain {
+			return id, nil
+		}
+	}
+	// The name constraint in our CAs admits subdomains too.
+	return Identity{}, fmt.Errorf("verify peer: %w: %s is not of its CA's trust domain", ErrIdentity, id)
 }
 
 func accept(check func(Identity) error, id Identity) error {

@@ -1,0 +1,186 @@
+package pki
+
+import (
+	"crypto/elliptic"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"strings"
+	"testing"
+)
+
+// shake runs a handshake over a pipe and a byte after it, since a TLS 1.3
+// client learns only by reading that the server refused it.
+func shake(t *testing.T, client, server *tls.Config) (cs, ss tls.ConnectionState, cerr, serr error) {
+	t.Helper()
+	a, b := net.Pipe()
+	c, s := tls.Client(a, client), tls.Server(b, server)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer b.Close()
+		if serr = s.Handshake(); serr == nil {
+			_, serr = s.Write([]byte{1})
+		}
+		ss = s.ConnectionState()
+	}()
+	if cerr = c.Handshake(); cerr == nil {
+		_, cerr = c.Read(make([]byte, 1))
+	}
+	cs = c.ConnectionState()
+	a.Close()
+	<-done
+	return cs, ss, cerr, serr
+}
+
+// party holds what the tests of both ends need.
+type party struct {
+	ca     *CA
+	broker func() (*tls.Certificate, error)
+	node   func() (*tls.Certificate, error)
+}
+
+func newParty(t *testing.T) party {
+	t.Helper()
+	ca := newCA(t)
+	broker, err := ca.IssueBroker("b", []string{"edge.example"}, nil, now, week)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyData, key, err := MakeKeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certData, err := ca.IssueNode(request(t, key), node("acme", "edge-1"), now, week)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := tls.X509KeyPair(certData, keyData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return party{
+		ca:     ca,
+		broker: func() (*tls.Certificate, error) { return &broker, nil },
+		node:   func() (*tls.Certificate, error) { return &client, nil },
+	}
+}
+
+func (p party) asNode() Verify {
+	return VerifyPeer(p.ca.Pool, x509.ExtKeyUsageClientAuth, clock(now), nil)
+}
+func (p party) asBroker() Verify {
+	return VerifyPinned([]string{p.ca.Hash()}, clock(now), nil)
+}
+
+func TestHandshake(t *testing.T) {
+	p, stranger := newParty(t), newParty(t)
+	for name, tc := range map[string]struct {
+		client, server *tls.Config
+		cok, sok       bool
+	}{
+		"both known":                   {ClientTLS(p.node, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{}), true, true},
+		"client without, required":     {ClientTLS(nil, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{}), false, false},
+		"client without, optional":     {ClientTLS(nil, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{Clients: ClientOptional}), true, true},
+		"client without, none asked":   {ClientTLS(p.node, p.asBroker()), ServerTLS(p.broker, nil, ServerOptions{Clients: ClientNone}), true, true},
+		"stranger, required":           {ClientTLS(stranger.node, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{}), false, false},
+		"stranger, optional":           {ClientTLS(stranger.node, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{Clients: ClientOptional}), false, false},
+		"strange broker":               {ClientTLS(p.node, p.asBroker()), ServerTLS(stranger.broker, p.asNode(), ServerOptions{}), false, false},
+		"client without verification":  {ClientTLS(p.node, nil), ServerTLS(p.broker, p.asNode(), ServerOptions{}), false, false},
+		"server without verification":  {ClientTLS(p.node, p.asBroker()), ServerTLS(p.broker, nil, ServerOptions{}), false, false},
+		"optional, no verification":    {ClientTLS(p.node, p.asBroker()), ServerTLS(p.broker, nil, ServerOptions{Clients: ClientOptional}), false, false},
+		"node's certificate as server": {ClientTLS(p.node, p.asBroker()), ServerTLS(p.node, p.asNode(), ServerOptions{}), false, false},
+	} {
+		cs, ss, cerr, serr := shake(t, tc.client, tc.server)
+		if (cerr == nil) != tc.cok || (serr == nil) != tc.sok {
+			t.Errorf("%s: client %v, server %v", name, cerr, serr)
+			continue
+		}
+		if cerr == nil && cs.Version != tls.VersionTLS13 {
+			t.Errorf("%s: TLS %x", name, cs.Version)
+		}
+		if name == "both known" {
+			if id, err := PeerIdentity(ss); err != nil || id != node("acme", "edge-1") {
+				t.Errorf("the server sees %+v, %v", id, err)
+			}
+			if id, err := PeerIdentity(cs); err != nil || id.Role != RoleBroker {
+				t.Errorf("the client sees %+v, %v", id, err)
+			}
+		}
+	}
+}
+
+// A stock client (kube-apiserver) verifies the broker by name and CA bundle.
+func TestServerTLSVersions(t *testing.T) {
+	p := newParty(t)
+	stock := func(max uint16) *tls.Config {
+		cert, _ := p.node()
+		return &tls.Config{RootCAs: p.ca.Pool(), ServerName: "edge.example", MaxVersion: max, Certificates: []tls.Certificate{*cert}, Time: clock(now)}
+	}
+	for _, tc := range []struct {
+		max     uint16
+		allow12 bool
+		ok      bool
+	}{
+		{tls.VersionTLS13, false, true},
+		{tls.VersionTLS13, true, true},
+		{tls.VersionTLS12, true, true},
+		{tls.VersionTLS12, false, false},
+	} {
+		_, _, cerr, serr := shake(t, stock(tc.max), ServerTLS(p.broker, p.asNode(), ServerOptions{AllowTLS12: tc.allow12}))
+		if (cerr == nil && serr == nil) != tc.ok {
+			t.Errorf("client up to %x, 1.2 allowed %v: client %v, server %v", tc.max, tc.allow12, cerr, serr)
+		}
+	}
+	old := ServerTLS(p.broker, p.asNode(), ServerOptions{AllowTLS12: true})
+	old.MaxVersion = tls.VersionTLS12
+	if _, _, cerr, _ := shake(t, ClientTLS(p.node, p.asBroker()), old); cerr == nil || !strings.Contains(cerr.Error(), "version") {
+		t.Errorf("our client accepted TLS 1.2: %v", cerr)
+	}
+}
+
+func TestNoResumption(t *testing.T) {
+	p := newParty(t)
+	client := ClientTLS(p.node, p.asBroker())
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+	client.ServerName = "edge.example"
+	for i := range 3 {
+		cs, _, cerr, serr := shake(t, client, ServerTLS(p.broker, p.asNode(), ServerOptions{AllowTLS12: i == 0}))
+		if cerr != nil || serr != nil || cs.DidResume {
+			t.Errorf("handshake %d: client %v, server %v, resumed %v", i, cerr, serr, cs.DidResume)
+		}
+	}
+}
+
+func TestRenewedCertificateIsUsedAtOnce(t *testing.T) {
+	p := newParty(t)
+	served, _ := p.broker()
+	server := ServerTLS(func() (*tls.Certificate, error) { return served, nil }, p.asNode(), ServerOptions{NextProtos: []string{"mooring/1"}})
+	client := ClientTLS(p.node, p.asBroker())
+	client.NextProtos = []string{"mooring/1"}
+	renewed, err := p.ca.IssueBroker("b2", nil, nil, now, week)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"b", "b2"} {
+		cs, _, cerr, serr := shake(t, client, server)
+		if cerr != nil || serr != nil {
+			t.Fatalf("client %v, server %v", cerr, serr)
+		}
+		if id, err := PeerIdentity(cs); err != nil || id.Name != want || cs.NegotiatedProtocol != "mooring/1" {
+			t.Errorf("%+v, %v over %q, want %s", id, err, cs.NegotiatedProtocol, want)
+		}
+		served = &renewed
+	}
+}
+
+// A key that is not the certificate's owner proves nothing, whatever the chain.
+func TestStolenCertificate(t *testing.T) {
+	p := newParty(t)
+	cert, _ := p.node()
+	stolen := tls.Certificate{Certificate: cert.Certificate, PrivateKey: ecKey(t, elliptic.P256())}
+	_, _, _, serr := shake(t, ClientTLS(func() (*tls.Certificate, error) { return &stolen, nil }, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{}))
+	if serr == nil {
+		t.Error("the server accepted a certificate without its key")
+	}
+}
