@@ -1,0 +1,160 @@
+package join
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/durable"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/pki"
+)
+
+const maxIdentity = 2 * enrollapi.MaxAnswer
+
+// ErrNotEnrolled says that the box has no identity yet, or none that can be read.
+var ErrNotEnrolled = errors.New("not enrolled")
+
+// Identity is what the broker made of the node's key. It is one file, so that its parts always fit.
+type Identity struct {
+	Endpoint    string `json:"endpoint"`
+	Tenant      string `json:"tenant"`
+	Node        string `json:"node"`
+	TrustDomain string `json:"trustDomain"`
+	Certificate string `json:"certificate"` // PEM, leaf first
+	CABundle    string `json:"caBundle"`    // PEM
+	// TokenID names the token that was used; it is not needed again.
+	TokenID    string    `json:"tokenID,omitempty"`
+	EnrolledAt time.Time `json:"enrolledAt"`
+
+	leaf *x509.Certificate
+	cert tls.Certificate
+	cas  *x509.CertPool
+}
+
+// NotAfter is when the certificate expires.
+func (i *Identity) NotAfter() time.Time { return i.leaf.NotAfter }
+
+// Expired tells whether the certificate has run out. One that is not valid yet has not: the clock is
+// behind, and what helps is the clock, not another certificate.
+func (i *Identity) Expired(now time.Time) bool { return now.After(i.leaf.NotAfter) }
+
+// RenewAt is when a new certificate should be asked for: at two thirds of its life.
+func (i *Identity) RenewAt() time.Time {
+	return i.leaf.NotBefore.Add(i.leaf.NotAfter.Sub(i.leaf.NotBefore) * 2 / 3)
+}
+
+// Fingerprint is the SPKI hash that the broker knows the node by.
+func (i *Identity) Fingerprint() string { return pki.SPKIHash(i.leaf.PublicKey) }
+
+// SPIFFE is the identity in the certificate.
+func (i *Identity) SPIFFE() pki.Identity {
+	return pki.Identity{TrustDomain: i.TrustDomain, Role: pki.RoleNode, Tenant: i.Tenant, Name: i.Node}
+}
+
+// complete parses the identity's parts and checks that they fit each other and the key. It does not look
+// at the clock: a box with a wrong one is still enrolled.
+func (i *Identity) complete(key *ecdsa.PrivateKey) error {
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	if i.cert, err = tls.X509KeyPair([]byte(i.Certificate), keyPEM); err != nil {
+		return fmt.Errorf("node certificate: %w", err)
+	}
+	i.leaf = i.cert.Leaf
+	said, err := pki.ParseIdentity(i.leaf)
+	if err != nil {
+		return fmt.Errorf("node certificate: %w", err)
+	}
+	if said != i.SPIFFE() {
+		return fmt.Errorf("node certificate: it is for %s, not %s", said, i.SPIFFE())
+	}
+	i.cas = x509.NewCertPool()
+	if !i.cas.AppendCertsFromPEM([]byte(i.CABundle)) {
+		return errors.New("CA bundle: no certificate in it")
+	}
+	inter := x509.NewCertPool()
+	inter.AppendCertsFromPEM([]byte(i.Certificate))
+	_, err = i.leaf.Verify(x509.VerifyOptions{
+		Roots: i.cas, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		CurrentTime: i.leaf.NotBefore.Add(time.Second),
+	})
+	if err != nil {
+		return fmt.Errorf("node certificate: it is not from the CA that came with it: %w", err)
+	}
+	return nil
+}
+
+// LoadIdentity returns the identity on disk. ErrNotEnrolled covers an absent one, and one that is torn
+// or does not belong to the key: enrolling again with the key gives the same node.
+func (j *Joiner) LoadIdentity() (*Identity, error) {
+	data, err := durable.ReadFile(j.identityFile(), maxIdentity)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, ErrNotEnrolled
+	case errors.Is(err, durable.ErrTorn), errors.Is(err, durable.ErrTooLarge):
+		return nil, fmt.Errorf("%w any more: %w", ErrNotEnrolled, err)
+	case err != nil:
+		return nil, err
+	}
+	key, err := readKey(j.keyFile())
+	if errors.Is(err, fs.ErrNotExist) || err != nil && damaged(err) {
+		return nil, fmt.Errorf("%w: there is an identity, but not its key (%v): restore %s, or run `edge-agent reset`, remove the node at the broker and enrol with a new token",
+			ErrKeyDamaged, err, j.keyFile())
+	}
+	if err != nil {
+		return nil, err
+	}
+	id := &Identity{}
+	if err := json.Unmarshal(data, id); err != nil {
+		return nil, fmt.Errorf("%w any more: %s is torn: %v", ErrNotEnrolled, j.identityFile(), err)
+	}
+	if err := id.complete(key); err != nil {
+		return nil, fmt.Errorf("%w any more: %s: %w", ErrNotEnrolled, j.identityFile(), err)
+	}
+	return id, nil
+}
+
+func (j *Joiner) saveIdentity(id *Identity) error {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(id); err != nil {
+		return err
+	}
+	return durable.WriteFile(j.identityFile(), out.Bytes(), 0o600)
+}
+
+// TLS is the configuration for connections to the broker with the node's identity, which is read from
+// disk at each handshake, so that a renewed one is used at once. NextProtos is the caller's to set.
+func (j *Joiner) TLS() *tls.Config {
+	certificate := func() (*tls.Certificate, error) {
+		id, err := j.LoadIdentity()
+		if err != nil {
+			return nil, err
+		}
+		return &id.cert, nil
+	}
+	verify := func(cs tls.ConnectionState) error {
+		id, err := j.LoadIdentity()
+		if err != nil {
+			return err
+		}
+		return pki.VerifyPeer(func() *x509.CertPool { return id.cas }, x509.ExtKeyUsageServerAuth, j.cfg.now, id.isBroker)(cs)
+	}
+	return pki.ClientTLS(certificate, verify)
+}
+
+func (i *Identity) isBroker(peer pki.Identity) error {
+	if peer.Role != pki.RoleBroker || peer.TrustDomain != i.TrustDomain {
+		return fmt.Errorf("not a broker of trust domain %s", i.TrustDomain)
+	}
+	return nil
+}

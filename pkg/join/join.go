@@ -1,0 +1,215 @@
+// Package join takes a box from an enrolment token to a kubelet that can start: identity, then what the
+// control plane wants of its kubelets, then the kubelet's client certificate, then the kubelet's files.
+//
+// Every step is idempotent, and its outcome is on disk before the next one begins, so that a process
+// killed anywhere goes on from there. What is on disk is read with distrust: a file that is empty or
+// torn is as good as absent, except for the node's key, which is never overwritten and never removed
+// but by Reset.
+//
+//	node.key            the node's lasting identity: made first, kept for ever
+//	identity.json       what the broker made of it: name, certificate, CA bundle    (Enrol)
+//	join.json           what the control plane wants of its kubelets, no secrets    (Bootstrap)
+//	kubelet-client.key  the key of the certificate that is being asked for
+//
+// The package talks to the broker over HTTPS, and to the API server through whatever listens on
+// Config.APIAddress; it knows no tunnel. Its subpackage kubelet writes files and runs the process.
+package join
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/durable"
+	"github.com/mooring-edge/mooring/pkg/join/kubelet"
+)
+
+// Bundle is what a box must be given to join: where, whom to trust, and the right to.
+type Bundle struct {
+	Endpoint     string // host:port
+	Tenant       string
+	Token        string
+	CACertHashes []string
+}
+
+// Step names a part of the way, for reports.
+type Step string
+
+// The steps, in order.
+const (
+	StepEnrol     Step = "enrol"
+	StepBootstrap Step = "bootstrap"
+)
+
+// Progress is a report on a step that is not through yet.
+type Progress struct {
+	Step Step
+	// Doing says in a sentence what is under way, if Err is nil.
+	Doing string
+	// Err is what went wrong.
+	Err error
+	// RetryIn is when it is tried again; 0 for never.
+	RetryIn time.Duration
+}
+
+// Config of a Joiner.
+type Config struct {
+	StateDir string
+	// Bundle reads the join bundle. It is asked only while there is something to enrol for.
+	Bundle func() (Bundle, error)
+	// Endpoint overrides the bundle's and the identity's broker address.
+	Endpoint string
+	// Hostname asks for a node name.
+	Hostname string
+	Version  string
+
+	// APIAddress is the node's local API endpoint, host:port.
+	APIAddress string
+	Kubelet    Kubelet
+
+	// StopOnRefusal has a broker's refusal end the work; by default it is tried again each
+	// RefusedRetry, since an operator may put it right.
+	StopOnRefusal bool
+	// RefusedRetry default: 1m.
+	RefusedRetry time.Duration
+	// BackoffMin and BackoffMax bound the full-jitter backoff of what may come right by itself. Defaults 0.5s, 60s.
+	BackoffMin, BackoffMax time.Duration
+	// RequestTimeout bounds each request to the broker. Default 30s.
+	RequestTimeout time.Duration
+	// IssueTimeout bounds the wait for the kubelet's certificate, before it is asked for anew. Default 5m.
+	IssueTimeout time.Duration
+
+	// Report is told what is being waited for. Default: nobody.
+	Report  func(Progress)
+	Metrics *Metrics     // default: none
+	Logger  *slog.Logger // default: discards
+
+	now   func() time.Time
+	after func(milestone) error // tests stop the work here
+}
+
+// Kubelet is what the agent's configuration says of the kubelet.
+type Kubelet struct {
+	RootDir   string
+	Port      int
+	Addresses []netip.Addr // set by the operator; none: the kubelet finds its own
+	ExtraArgs []string
+	Overlay   map[string]any
+}
+
+// milestone is a point at which a killed process has left the most on disk that it will.
+type milestone string
+
+const (
+	keyWritten      milestone = "key written"
+	enrolAnswered   milestone = "enrolment answered"
+	identityWritten milestone = "identity written"
+	joinAnswered    milestone = "join answered"
+	recordWritten   milestone = "record written"
+	pendingWritten  milestone = "kubelet key written"
+	csrCreated      milestone = "CSR created"
+	csrIssued       milestone = "CSR issued"
+	pairWritten     milestone = "kubelet certificate written"
+	pendingRemoved  milestone = "kubelet key removed"
+)
+
+// Joiner does the steps. Its methods are not for concurrent use, except TLS and LoadIdentity.
+type Joiner struct {
+	cfg   Config
+	paths kubelet.Paths
+	// grant is the last answer to a join request, kept for as long as its bootstrap token lives.
+	grant *grant
+}
+
+// New returns a Joiner with the defaults filled in; it touches nothing.
+func New(cfg Config) *Joiner {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&cfg.RefusedRetry, time.Minute)
+	def(&cfg.BackoffMin, 500*time.Millisecond)
+	def(&cfg.BackoffMax, time.Minute)
+	def(&cfg.RequestTimeout, 30*time.Second)
+	def(&cfg.IssueTimeout, 5*time.Minute)
+	if cfg.Report == nil {
+		cfg.Report = func(Progress) {}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.now == nil {
+		cfg.now = time.Now
+	}
+	return &Joiner{cfg: cfg, paths: kubelet.PathsIn(cfg.StateDir, cfg.Kubelet.RootDir)}
+}
+
+// Paths says where the kubelet's files are.
+func (j *Joiner) Paths() kubelet.Paths { return j.paths }
+
+func (j *Joiner) in(name string) string { return filepath.Join(j.cfg.StateDir, name) }
+
+func (j *Joiner) keyFile() string      { return j.in("node.key") }
+func (j *Joiner) identityFile() string { return j.in("identity.json") }
+func (j *Joiner) recordFile() string   { return j.in("join.json") }
+func (j *Joiner) pendingFile() string  { return j.in("kubelet-client.key") }
+
+// reached marks a milestone.
+func (j *Joiner) reached(m milestone) error {
+	if j.cfg.after == nil {
+		return nil
+	}
+	return j.cfg.after(m)
+}
+
+// PrepareStateDir makes the state directory and checks that it can be written to, so that a disk that is
+// full or read-only is found out before a token is spent.
+func PrepareStateDir(dir string) error {
+	err := durable.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(dir, "writable"), []byte("ok\n"), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("state directory %s can't be written to: %w; make it writable, or set stateDir", dir, err)
+	}
+	return os.Remove(filepath.Join(dir, "writable"))
+}
+
+// Render makes the kubelet's files from the record.
+func (j *Joiner) Render(rec *Record) (*kubelet.Rendered, error) {
+	return kubelet.Render(kubelet.Settings{
+		Node:          rec.Node,
+		APIAddress:    j.cfg.APIAddress,
+		APIServerName: rec.APIServerName,
+		APIServerCA:   []byte(rec.APIServerCA),
+		Configuration: rec.KubeletConfiguration,
+		Overlay:       j.cfg.Kubelet.Overlay,
+		Labels:        rec.Labels,
+		Taints:        rec.Taints,
+		Port:          j.cfg.Kubelet.Port,
+		Addresses:     j.cfg.Kubelet.Addresses,
+		ExtraArgs:     j.cfg.Kubelet.ExtraArgs,
+		Paths:         j.paths,
+	})
+}
+
+// wait lets d pass; it fails only when ctx ends.
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// errStopped is what a test's hook returns to end the work as a kill would.
+var errStopped = errors.New("stopped")
