@@ -22,6 +22,15 @@ const (
 	maxCSR = 16 << 10
 )
 
+// verdict is what is to be done with a request.
+type verdict int
+
+const (
+	leave   verdict = iota // never ours to approve: a request does not change
+	wait                   // not now; it may become right when the node's session does
+	approve                // exactly what the records say
+)
+
 var oidSAN = asn1.ObjectIdentifier{2, 5, 29, 17}
 
 // requestedNode tells which node a request of one of our two signers is for, by its requestor (serving) or by
@@ -46,27 +55,27 @@ func requestedNode(csr *certificatesv1.CertificateSigningRequest) (node string, 
 
 // checkClient decides on a kubelet's first client certificate: asked for with the bootstrap token that was
 // minted for exactly this node, and holding nothing but the node's own name.
-func checkClient(csr *certificatesv1.CertificateSigningRequest, node string) (approve bool, reason string) {
+func checkClient(csr *certificatesv1.CertificateSigningRequest, node string) (verdict, string) {
 	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName {
-		return false, fmt.Sprintf("signer is %q", csr.Spec.SignerName)
+		return leave, fmt.Sprintf("signer is %q", csr.Spec.SignerName)
 	}
 	if !strings.HasPrefix(csr.Spec.Username, bootstrapUserPrefix) {
-		return false, fmt.Sprintf("requestor %q is not a bootstrap token", csr.Spec.Username)
+		return leave, fmt.Sprintf("requestor %q is not a bootstrap token", csr.Spec.Username)
 	}
 	if reason := checkBootstrapGroups(csr.Spec.Groups, node); reason != "" {
-		return false, reason
+		return leave, reason
 	}
 	if reason := checkUsages(csr.Spec.Usages, certificatesv1.UsageClientAuth); reason != "" {
-		return false, reason
+		return leave, reason
 	}
 	req, reason := checkRequest(csr.Spec.Request, node)
 	if reason != "" {
-		return false, reason
+		return leave, reason
 	}
 	if len(req.Extensions) > 0 {
-		return false, "the request asks for extensions, a client certificate has none"
+		return leave, "the request asks for extensions, a client certificate has none"
 	}
-	return true, ""
+	return approve, ""
 }
 
 // checkBootstrapGroups wants the group of exactly this node, and of no other.
@@ -89,61 +98,89 @@ func checkBootstrapGroups(groups []string, node string) string {
 	return ""
 }
 
+// checkStatic makes the checks that need nothing but the request.
+func checkStatic(csr *certificatesv1.CertificateSigningRequest, node string) (v verdict, reason string) {
+	if csr.Spec.SignerName == certificatesv1.KubeletServingSignerName {
+		_, v, reason = checkServingStatic(csr, node)
+	} else {
+		v, reason = checkClient(csr, node)
+	}
+	if v != approve {
+		return v, reason
+	}
+	if err := validNodeName(node); err != nil {
+		return leave, fmt.Sprintf("node name %q: %v", node, err)
+	}
+	return approve, ""
+}
+
 // checkServing decides on a kubelet's serving certificate: asked for by the node itself, for its own name and
 // for addresses that its live session attests. reserved are addresses that belong to the control plane: a
 // certificate for one of those would pass for the API server's.
 //
 // The name must be among the SANs, for that is what the API server dials; and an address, as a kubelet asks for
 // none only when told to by a feature gate that is off.
-func checkServing(csr *certificatesv1.CertificateSigningRequest, node string, attested, reserved []netip.Addr) (approve bool, reason string) {
-	if csr.Spec.SignerName != certificatesv1.KubeletServingSignerName {
-		return false, fmt.Sprintf("signer is %q", csr.Spec.SignerName)
-	}
-	if csr.Spec.Username != nodeUserPrefix+node {
-		return false, fmt.Sprintf("requestor %q is not the node", csr.Spec.Username)
-	}
-	if !slices.Contains(csr.Spec.Groups, nodesGroup) {
-		return false, fmt.Sprintf("requestor is not in group %s", nodesGroup)
-	}
-	if reason := checkUsages(csr.Spec.Usages, certificatesv1.UsageServerAuth); reason != "" {
-		return false, reason
-	}
-	req, reason := checkRequest(csr.Spec.Request, node)
-	if reason != "" {
-		return false, reason
-	}
-	if reason := checkExtensions(req); reason != "" {
-		return false, reason
-	}
-	if len(req.URIs) > 0 || len(req.EmailAddresses) > 0 {
-		return false, "the request has URI or email SANs"
-	}
-	if len(req.DNSNames) != 1 || req.DNSNames[0] != node {
-		return false, fmt.Sprintf("DNS SANs are %q, want the node's name alone", req.DNSNames)
-	}
-	if len(req.IPAddresses) == 0 {
-		return false, "the request has no IP SAN"
+func checkServing(csr *certificatesv1.CertificateSigningRequest, node string, attested, reserved []netip.Addr) (verdict, string) {
+	req, v, reason := checkServingStatic(csr, node)
+	if v != approve {
+		return v, reason
 	}
 	return checkAddresses(req.IPAddresses, attested, reserved)
 }
 
-func checkAddresses(asked []net.IP, attested, reserved []netip.Addr) (bool, string) {
+func checkServingStatic(csr *certificatesv1.CertificateSigningRequest, node string) (*x509.CertificateRequest, verdict, string) {
+	if csr.Spec.SignerName != certificatesv1.KubeletServingSignerName {
+		return nil, leave, fmt.Sprintf("signer is %q", csr.Spec.SignerName)
+	}
+	if csr.Spec.Username != nodeUserPrefix+node {
+		return nil, leave, fmt.Sprintf("requestor %q is not the node", csr.Spec.Username)
+	}
+	if !slices.Contains(csr.Spec.Groups, nodesGroup) {
+		return nil, leave, fmt.Sprintf("requestor is not in group %s", nodesGroup)
+	}
+	if reason := checkUsages(csr.Spec.Usages, certificatesv1.UsageServerAuth); reason != "" {
+		return nil, leave, reason
+	}
+	req, reason := checkRequest(csr.Spec.Request, node)
+	if reason != "" {
+		return nil, leave, reason
+	}
+	if reason := checkExtensions(req); reason != "" {
+		return nil, leave, reason
+	}
+	if len(req.URIs) > 0 || len(req.EmailAddresses) > 0 {
+		return nil, leave, "the request has URI or email SANs"
+	}
+	if len(req.DNSNames) != 1 || req.DNSNames[0] != node {
+		return nil, leave, fmt.Sprintf("DNS SANs are %q, want the node's name alone", req.DNSNames)
+	}
+	if len(req.IPAddresses) == 0 {
+		return nil, leave, "the request has no IP SAN"
+	}
+	return req, approve, ""
+}
+
+func checkAddresses(asked []net.IP, attested, reserved []netip.Addr) (verdict, string) {
+	var foreign []netip.Addr
 	for _, ip := range asked {
 		addr, ok := netip.AddrFromSlice(ip)
 		if !ok {
-			return false, "an IP SAN is malformed"
+			return leave, "an IP SAN is malformed"
 		}
 		addr = addr.Unmap()
 		switch {
 		case addr.IsLoopback(), addr.IsUnspecified(), addr.IsMulticast(), addr.IsLinkLocalUnicast():
-			return false, fmt.Sprintf("IP SAN %s can't be a node's address", addr)
+			return leave, fmt.Sprintf("IP SAN %s can't be a node's address", addr)
 		case slices.Contains(reserved, addr):
-			return false, fmt.Sprintf("IP SAN %s is the control plane's", addr)
+			return leave, fmt.Sprintf("IP SAN %s is the control plane's", addr)
 		case !slices.ContainsFunc(attested, func(a netip.Addr) bool { return a.Unmap().WithZone("") == addr }):
-			return false, fmt.Sprintf("IP SAN %s is not an address that the node's session attests (%s): see node.addresses in the agent's configuration", addr, joinAddrs(attested))
+			foreign = append(foreign, addr)
 		}
 	}
-	return true, ""
+	if len(foreign) > 0 {
+		return wait, fmt.Sprintf("the node's session does not attest all of the addresses asked for (%s are missing, attested are %s): see node.addresses in the agent's configuration", joinAddrs(foreign), joinAddrs(attested))
+	}
+	return approve, ""
 }
 
 func joinAddrs(addrs []netip.Addr) string {
@@ -179,12 +216,12 @@ func checkUsages(usages []certificatesv1.KeyUsage, purpose certificatesv1.KeyUsa
 
 // checkRequest parses the request (one PEM block, sound key, own signature) and wants the node's subject in it.
 func checkRequest(pemCSR []byte, node string) (*x509.CertificateRequest, string) {
-	if node == "" {
-		return nil, "the request names no node"
-	}
 	req, err := pki.ParseCSR(pemCSR, maxCSR)
 	if err != nil {
 		return nil, err.Error()
+	}
+	if node == "" {
+		return nil, fmt.Sprintf("common name %q is not a node's", req.Subject.CommonName)
 	}
 	s := req.Subject
 	if s.CommonName != nodeUserPrefix+node {

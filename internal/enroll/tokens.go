@@ -11,7 +11,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/enrollapi"
@@ -251,7 +250,7 @@ func tenantLives(ctx context.Context, s Store, name, node string) (store.Op, err
 	if err := json.Unmarshal(it.Value, &t); err != nil {
 		return store.Op{}, fmt.Errorf("tenant %s: record in the store can't be read: %w", name, err)
 	}
-	if node != "" && strings.EqualFold(node, t.ServerName) {
+	if node != "" && controlPlaneName(t, node) {
 		return store.Op{}, fmt.Errorf("%w: %q is what the tenant's API server is called", ErrBadName, node)
 	}
 	return store.Check(it.Key, it.Rev), nil

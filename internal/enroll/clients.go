@@ -1,0 +1,71 @@
+package enroll
+
+import (
+	"fmt"
+	"sync"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/mooring-edge/mooring/internal/tenant"
+)
+
+// TenantSource is where tenants are looked up; *tenant.Registry.
+type TenantSource interface {
+	Get(name string) (tenant.Tenant, bool)
+}
+
+// Clients gives each tenant one client of its API server, made when first asked for and made anew when the
+// tenant changed. One tenant's rate limit and connections are its own.
+type Clients struct {
+	tenants TenantSource
+	make    func(tenant.Tenant) (kubernetes.Interface, error)
+
+	mu   sync.Mutex
+	made map[string]madeClient // guarded by mu
+}
+
+type madeClient struct {
+	of     tenant.Tenant
+	client kubernetes.Interface
+}
+
+// NewClients looks tenants up in the source; newClient nil = NewClient.
+func NewClients(tenants TenantSource, newClient func(tenant.Tenant) (kubernetes.Interface, error)) *Clients {
+	if newClient == nil {
+		newClient = NewClient
+	}
+	return &Clients{tenants: tenants, make: newClient, made: map[string]madeClient{}}
+}
+
+// NewClient makes a client of the tenant's API server.
+func NewClient(t tenant.Tenant) (kubernetes.Interface, error) {
+	cfg, err := t.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	c, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("tenant %s: client of its API server: %w", t.Name, err)
+	}
+	return c, nil
+}
+
+// Client returns the client of a tenant; tenant.ErrNotFound if there is no such tenant.
+func (c *Clients) Client(name string) (kubernetes.Interface, error) {
+	t, ok := c.tenants.Get(name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok {
+		delete(c.made, name)
+		return nil, fmt.Errorf("%w: %s", tenant.ErrNotFound, name)
+	}
+	if m, ok := c.made[name]; ok && m.of.Equal(t) {
+		return m.client, nil
+	}
+	client, err := c.make(t)
+	if err != nil {
+		return nil, err
+	}
+	c.made[name] = madeClient{of: t, client: client}
+	return client, nil
+}

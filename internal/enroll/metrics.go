@@ -1,0 +1,32 @@
+package enroll
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// Metrics counts what an operator would alert on. None has a label that a stranger could multiply.
+type Metrics struct {
+	enrolments *prometheus.CounterVec
+	joins      *prometheus.CounterVec
+	csrs       *prometheus.CounterVec
+}
+
+// NewMetrics registers the package's metrics; reg nil = count and show nobody.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	f := promauto.With(reg)
+	return &Metrics{
+		enrolments: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "mooring_enrolments_total",
+			Help: "Answers to enrolment requests, by outcome: enrolled, again (same key, same node), or why not.",
+		}, []string{"outcome"}),
+		joins: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "mooring_joins_total",
+			Help: "Answers to requests of enrolled nodes for what their kubelet needs, by outcome.",
+		}, []string{"outcome"}),
+		csrs: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "mooring_kubelet_csrs_total",
+			Help: "Certificate requests of kubelets, by signer (client, serving) and outcome (approved, left).",
+		}, []string{"signer", "outcome"}),
+	}
+}
