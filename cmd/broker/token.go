@@ -1,0 +1,146 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mooring-edge/mooring/internal/admin"
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+)
+
+func newToken(client func() *admin.Client) *cobra.Command {
+	return group("token", "Manage enrolment tokens", newTokenCreate(client), newTokenList(client), newTokenRevoke(client))
+}
+
+func newTokenCreate(client func() *admin.Client) *cobra.Command {
+	r := admin.TokenRequest{}
+	var ttl time.Duration
+	var taints []string
+	c := &cobra.Command{
+		Use:   "create --tenant NAME",
+		Short: "Create an enrolment token and print its join bundle",
+		Long: `Create an enrolment token and print the join bundle that an edge node needs: the broker's
+address, the hash of its CA, and the token. The bundle holds a secret, shown only now;
+put it on the box as /etc/mooring/join.yaml.`,
+		Example: `  # one box, for a day, named by its host name
+  broker token create --tenant acme > join.yaml
+
+  # twenty boxes within a week, labelled and tainted
+  broker token create --tenant acme --uses 20 --ttl 168h \
+    --label site=hamburg --taint edge=true:NoSchedule`,
+		Args: cobra.NoArgs,
+	}
+	out := addOutput(c, "yaml", "json")
+	f := c.Flags()
+	f.StringVar(&r.Tenant, "tenant", "", "tenant that the node will belong to (required)")
+	f.DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
+	f.IntVar(&r.Uses, "uses", 1, "how many nodes may enrol with it")
+	f.StringVar(&r.NodeName, "node-name", "", "name of the node; needs --uses 1 (default: the box's host name)")
+	f.StringToStringVar(&r.Labels, "label", nil, "label that the node registers with, key=value; may be repeated")
+	f.StringArrayVar(&taints, "taint", nil, "taint that the node registers with, key=value:Effect; may be repeated")
+	f.StringVar(&r.Description, "description", "", "a note for the list of tokens")
+	c.MarkFlagRequired("tenant")
+	c.RegisterFlagCompletionFunc("tenant", completeTenants(client))
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		r.TTL = config.Duration{Duration: ttl}
+		for _, t := range taints {
+			taint, err := parseTaint(t)
+			if err != nil {
+				return usageError{err}
+			}
+			r.Taints = append(r.Taints, taint)
+		}
+		resp, err := client().CreateToken(c.Context(), r)
+		if err != nil {
+			return err
+		}
+		return printBundle(c.OutOrStdout(), out, resp)
+	}
+	return c
+}
+
+// printBundle writes the bundle; as YAML with a word to the person who will find the file.
+func printBundle(w io.Writer, out *output, r admin.TokenResponse) error {
+	if out.format == "json" {
+		return out.print(w, r.Bundle, nil)
+	}
+	b, err := yaml.Marshal(r.Bundle)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, `# Enrols %d node(s) in tenant %s until %s. Holds a secret.
+# Put it on the box as /etc/mooring/join.yaml and start edge-agent.
+%s`, r.Uses, r.Bundle.Tenant, r.Expires.UTC().Format(time.RFC3339), b)
+	return err
+}
+
+// parseTaint reads kubectl's form: key=value:Effect or key:Effect.
+func parseTaint(s string) (enrollapi.Taint, error) {
+	keyValue, effect, ok := strings.Cut(s, ":")
+	if !ok || keyValue == "" || effect == "" {
+		return enrollapi.Taint{}, fmt.Errorf("malformed taint %q: want key=value:Effect, e.g. edge=true:NoSchedule", s)
+	}
+	key, value, _ := strings.Cut(keyValue, "=")
+	return enrollapi.Taint{Key: key, Value: value, Effect: effect}, nil
+}
+
+func newTokenList(client func() *admin.Client) *cobra.Command {
+	var tenant string
+	c := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List enrolment tokens, without their secrets",
+		Example: `  broker token list --tenant acme`,
+		Args:    cobra.NoArgs,
+	}
+	out := addOutput(c, "table", "json", "yaml")
+	c.Flags().StringVar(&tenant, "tenant", "", "only this tenant's")
+	c.RegisterFlagCompletionFunc("tenant", completeTenants(client))
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		all, err := client().Tokens(c.Context(), tenant)
+		if err != nil {
+			return err
+		}
+		return out.print(c.OutOrStdout(), all, func(w io.Writer) {
+			row(w, "ID", "TENANT", "STATE", "USES", "EXPIRES", "USED BY", "DESCRIPTION")
+			for _, t := range all {
+				row(w, t.ID, t.Tenant, t.State, fmt.Sprintf("%d/%d", len(t.UsedBy), t.Uses),
+					t.Expires.UTC().Format(time.RFC3339), orDash(strings.Join(t.UsedBy, ",")), orDash(t.Description))
+			}
+		})
+	}
+	return c
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func newTokenRevoke(client func() *admin.Client) *cobra.Command {
+	return &cobra.Command{
+		Use:     "revoke ID",
+		Short:   "Make an enrolment token useless; nodes that used it stay",
+		Example: `  broker token revoke k3v8q2m9xw`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			id, _, _ := strings.Cut(args[0], ".") // a whole token may be pasted
+			if err := enrollapi.ValidTokenID(id); err != nil {
+				return usageError{err}
+			}
+			if err := client().RevokeToken(c.Context(), id); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "token %s revoked\n", id)
+			return nil
+		},
+	}
+}

@@ -1,0 +1,73 @@
+package admin
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/mooring-edge/mooring/internal/tenant"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+func (b *Broker) listTenants(r *http.Request) (any, error) {
+	nodes, connected, err := b.counts(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := []Tenant{}
+	for _, t := range b.Tenants.List() {
+		out = append(out, showTenant(t, nodes[t.Name], connected[t.Name]))
+	}
+	return out, nil
+}
+
+func (b *Broker) showTenant(r *http.Request) (any, error) {
+	t, err := b.tenant(r.PathValue("tenant"))
+	if err != nil {
+		return nil, err
+	}
+	nodes, connected, err := b.counts(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	return showTenant(t, nodes[t.Name], connected[t.Name]), nil
+}
+
+func showTenant(t tenant.Tenant, nodes, connected int) Tenant {
+	return Tenant{t.Name, t.Address, t.ServerName, t.CreatedAt, nodes, connected}
+}
+
+func (b *Broker) addTenant(r *http.Request) (any, error) {
+	req, err := read[TenantRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tenant.FromKubeconfig(req.Name, []byte(req.Kubeconfig))
+	if err != nil {
+		return nil, &Error{http.StatusBadRequest, err.Error()}
+	}
+	switch err := b.Tenants.Add(r.Context(), t); {
+	case errors.Is(err, tenant.ErrExists):
+		return nil, &Error{http.StatusConflict, err.Error()}
+	case err != nil:
+		return nil, err
+	}
+	return showTenant(t, 0, 0), nil
+}
+
+// removeTenant forgets the tenant first, so that no node can enrol or connect while the rest goes.
+func (b *Broker) removeTenant(r *http.Request) (any, error) {
+	name := r.PathValue("tenant")
+	ctx := r.Context()
+	if err := b.Tenants.Remove(ctx, name); errors.Is(err, tenant.ErrNotFound) {
+		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", name)}
+	} else if err != nil {
+		return nil, err
+	}
+	if err := b.Purge(ctx, name); err != nil {
+		return nil, err
+	}
+	b.Board.CutTenant(name, wire.Revoked, "this tenant was removed by an operator")
+	b.Logger.Info("tenant removed", "tenant", name)
+	return struct{}{}, nil
+}

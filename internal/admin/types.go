@@ -1,0 +1,133 @@
+// Package admin is how the broker's subcommands talk to the running broker: HTTP and JSON over a unix
+// socket that only its owner may open. It holds both halves and the types between them.
+//
+// Whoever can open the socket may do everything; it is never served on a network.
+package admin
+
+import (
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+)
+
+// Error is the body of every answer that is not 2xx.
+type Error struct {
+	Status  int    `json:"-"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Status is what `broker status` shows.
+type Status struct {
+	Version        string      `json:"version"`
+	Since          time.Time   `json:"since"`
+	TrustDomain    string      `json:"trustDomain"`
+	CACertHash     string      `json:"caCertHash"`
+	PublicEndpoint string      `json:"publicEndpoint"`
+	EgressEndpoint string      `json:"egressEndpoint"`
+	Tenants        int         `json:"tenants"`
+	Nodes          int         `json:"nodes"`
+	Connected      int         `json:"connected"`
+	Conditions     []Condition `json:"conditions"`
+}
+
+// Condition is a health condition as a person reads it.
+type Condition struct {
+	Type    string    `json:"type"`
+	Status  string    `json:"status"`
+	Reason  string    `json:"reason,omitempty"`
+	Message string    `json:"message,omitempty"`
+	Since   time.Time `json:"since"`
+}
+
+// TenantRequest adds a tenant.
+type TenantRequest struct {
+	Name string `json:"name"`
+	// Kubeconfig of an administrator of the tenant, self-contained.
+	Kubeconfig string `json:"kubeconfig"`
+}
+
+// Tenant is a hosted control plane.
+type Tenant struct {
+	Name       string    `json:"name"`
+	Address    string    `json:"address"`
+	ServerName string    `json:"serverName"`
+	CreatedAt  time.Time `json:"createdAt"`
+	Nodes      int       `json:"nodes"`
+	Connected  int       `json:"connected"`
+}
+
+// TokenRequest creates an enrolment token.
+type TokenRequest struct {
+	Tenant      string            `json:"tenant"`
+	TTL         config.Duration   `json:"ttl"`
+	Uses        int               `json:"uses"`
+	NodeName    string            `json:"nodeName,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Taints      []enrollapi.Taint `json:"taints,omitempty"`
+	Description string            `json:"description,omitempty"`
+}
+
+// TokenResponse is the one time that the token's secret is seen.
+type TokenResponse struct {
+	Bundle  config.JoinBundle `json:"bundle"`
+	Expires time.Time         `json:"expires"`
+	Uses    int               `json:"uses"`
+}
+
+// Token is an enrolment token without its secret.
+type Token struct {
+	ID          string            `json:"id"`
+	Tenant      string            `json:"tenant"`
+	Description string            `json:"description,omitempty"`
+	CreatedAt   time.Time         `json:"createdAt"`
+	Expires     time.Time         `json:"expires"`
+	Uses        int               `json:"uses"`
+	UsedBy      []string          `json:"usedBy"`
+	State       string            `json:"state"` // usable, expired, used up or revoked
+	NodeName    string            `json:"nodeName,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Taints      []enrollapi.Taint `json:"taints,omitempty"`
+}
+
+// Node is an enrolled node, with its session if it has one.
+type Node struct {
+	Tenant              string    `json:"tenant"`
+	Name                string    `json:"name"`
+	KeyHash             string    `json:"keyHash"`
+	TokenID             string    `json:"tokenID"`
+	EnrolledAt          time.Time `json:"enrolledAt"`
+	CertificateNotAfter time.Time `json:"certificateNotAfter"`
+	Connected           bool      `json:"connected"`
+	Session             *Session  `json:"session,omitempty"`
+}
+
+// Session is a node's live tunnel session.
+type Session struct {
+	Transport    string    `json:"transport"`
+	RemoteAddr   string    `json:"remoteAddr"`
+	Addresses    []string  `json:"addresses"`
+	AgentVersion string    `json:"agentVersion"`
+	Since        time.Time `json:"since"`
+	RTTMillis    float64   `json:"rttMillis"`
+	Streams      int       `json:"streams"`
+	BytesIn      uint64    `json:"bytesIn"`
+	BytesOut     uint64    `json:"bytesOut"`
+}
+
+// EgressRequest issues a client certificate to a tenant's API servers.
+type EgressRequest struct {
+	Tenant string          `json:"tenant"`
+	TTL    config.Duration `json:"ttl"`
+}
+
+// EgressResponse holds what an API server's egress selector needs, PEM.
+type EgressResponse struct {
+	Certificate string    `json:"certificate"`
+	Key         string    `json:"key"`
+	CA          string    `json:"ca"`
+	Endpoint    string    `json:"endpoint"`
+	NotAfter    time.Time `json:"notAfter"`
+}

@@ -1,0 +1,218 @@
+// Package broker composes the broker from its parts. It is wiring: what the parts do is theirs.
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mooring-edge/mooring/internal/admin"
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/egress"
+	"github.com/mooring-edge/mooring/internal/enroll"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/front"
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/store"
+	"github.com/mooring-edge/mooring/internal/switchboard"
+	"github.com/mooring-edge/mooring/internal/tenant"
+	"github.com/mooring-edge/mooring/internal/version"
+	"github.com/mooring-edge/mooring/pkg/health"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// The broker's conditions.
+const (
+	condStore  = "Store"
+	condFront  = "Front"
+	condEgress = "Egress"
+)
+
+// Run runs a broker until ctx ends, which is no error. It returns when everything that it started has
+// ended.
+func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
+	log.Info("broker starting", "version", version.Get().String(), "dataDir", cfg.DataDir)
+	b := &broker{cfg: cfg, log: log, started: time.Now(), metrics: prometheus.NewRegistry()}
+	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	b.health = health.New(health.Config{Ready: []string{condStore, condFront, condEgress}, Logger: log})
+	b.metrics.MustRegister(b.health.Collector())
+
+	st, err := store.Open(ctx, store.Config{Dir: cfg.DataDir, Logger: log})
+	if err != nil {
+		return err
+	}
+	err = b.run(ctx, st)
+	if closeErr := st.Close(); closeErr != nil {
+		log.Warn("store did not close cleanly", "err", closeErr)
+	}
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		log.Info("broker stopped")
+		return nil
+	}
+	return err
+}
+
+type broker struct {
+	cfg     *config.Broker
+	log     *slog.Logger
+	started time.Time
+	metrics *prometheus.Registry
+	health  *health.Tracker
+
+	ca       *pki.CA
+	cert     *serverCert
+	tenants  *tenant.Registry
+	tokens   *enroll.Tokens
+	nodes    *enroll.Nodes
+	board    *switchboard.Board
+	acceptor *tunnel.Acceptor
+}
+
+func (b *broker) run(ctx context.Context, st *store.Store) error {
+	if err := b.assemble(ctx, st); err != nil {
+		return err
+	}
+	ln, err := b.listen()
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.tenants.Run(ctx) })
+	g.Go(func() error { return b.health.Run(ctx) })
+	g.Go(func() error { return b.watchStore(ctx, st) })
+	if err := b.tenants.WaitSynced(ctx); err != nil {
+		ln.close()
+		return errors.Join(err, g.Wait())
+	}
+	b.serve(ctx, g, st, ln)
+	return g.Wait()
+}
+
+// assemble makes the parts; none of them does anything yet.
+func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
+	if b.ca, err = loadCA(ctx, st, b.cfg.TrustDomain); err != nil {
+		return err
+	}
+	reset, err := loadResetKey(ctx, st)
+	if err != nil {
+		return err
+	}
+	b.cert = newServerCert(b.ca, b.cfg)
+	b.tenants = tenant.NewRegistry(st, b.log)
+	b.tokens = enroll.NewTokens(st, nil, b.log)
+	b.nodes = enroll.NewNodes(st, b.log)
+	b.board = switchboard.New(switchboard.Config{Registerer: b.metrics, Logger: b.log})
+	t := b.cfg.Tunnel
+	b.acceptor = tunnel.NewAcceptor(tunnel.AcceptorConfig{
+		TLS: b.serverTLS(pki.ServerOptions{}, pki.RoleNode),
+		Config: tunnel.Config{
+			Hello:             func() wire.Hello { return wire.Hello{Version: version.Version} },
+			Handler:           b.serveStream,
+			HeartbeatInterval: t.HeartbeatInterval.Duration,
+			HeartbeatTimeout:  t.HeartbeatTimeout.Duration,
+			MaxStreams:        t.MaxStreams,
+			MaxPending:        t.MaxPending,
+			Logger:            b.log,
+			Metrics:           tunnel.NewMetrics(b.metrics),
+		},
+		OnSession:         b.serveSession,
+		StatelessResetKey: &reset,
+		Logger:            b.log,
+	})
+	return nil
+}
+
+// serverTLS is the broker's side of TLS, with clients of one role.
+func (b *broker) serverTLS(o pki.ServerOptions, role pki.Role) *tls.Config {
+	verify := pki.VerifyPeer(b.ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, func(id pki.Identity) error {
+		if id.TrustDomain != b.ca.TrustDomain() || id.Role != role {
+			return fmt.Errorf("identity %s is not of a %s of %s", id, role, b.ca.TrustDomain())
+		}
+		return nil
+	})
+	return pki.ServerTLS(b.cert.get, verify, o)
+}
+
+// serve starts everything that listens. Each part ends with ctx.
+func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, ln *listeners) {
+	clients := enroll.NewClients(b.tenants, nil)
+	enrolMetrics := enroll.NewMetrics(b.metrics)
+	enrolSrv := httpServer(ctx, enroll.NewServer(enroll.ServerConfig{
+		Issuer: b.ca, Roots: b.ca.Pool,
+		Tokens: b.tokens, Nodes: b.nodes, Tenants: b.tenants, Clients: clients, Minter: enroll.NewMinter(clients, nil),
+		CertificateTTL: b.cfg.Identity.NodeCertificateTTL.Duration,
+		KubeletConfig:  b.cfg.Kubelet.Config,
+		Logger:         b.log, Metrics: enrolMetrics,
+	}), b.log)
+	enrolSrv.TLSConfig = b.serverTLS(pki.ServerOptions{Clients: pki.ClientOptional, NextProtos: []string{enrollapi.ALPN}}, pki.RoleNode)
+	enrolConns := newConnListener(ln.tcp.Addr())
+
+	fr := front.New(front.Config{
+		Routes: []front.Route{
+			{Protocol: wire.ALPN, Serve: b.acceptor.ServeConn},
+			{Protocol: enrollapi.ALPN, Serve: enrolConns.hand},
+		},
+		Registerer: b.metrics, Logger: b.log,
+	})
+	eg := egress.New(egress.Config{
+		TLS:    b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
+		Dialer: b.board, Registerer: b.metrics, Logger: b.log,
+	})
+	approver := enroll.NewApprover(enroll.ApproverConfig{Nodes: b.nodes, Attester: b.board, Logger: b.log, Metrics: enrolMetrics})
+	manager := enroll.NewManager(b.tenants, approver.Run, b.log)
+	adm := &admin.Broker{
+		Tenants: b.tenants, Tokens: b.tokens, Nodes: b.nodes, Board: b.board, CA: b.ca, Health: b.health,
+		Purge:          func(ctx context.Context, tenant string) error { return enroll.Purge(ctx, st, tenant, b.log) },
+		PublicEndpoint: b.cfg.Front.PublicEndpoint, EgressEndpoint: b.cfg.Egress.PublicEndpoint,
+		Started: b.started, Logger: b.log,
+	}
+
+	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
+	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
+	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
+	g.Go(func() error { return eg.Serve(ctx, ln.egress) })
+	g.Go(func() error { return manager.Run(ctx) })
+	g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, adm.Handler(), b.log), ln.admin) })
+	if ln.health != nil {
+		g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, b.health.Handler(b.metrics), b.log), ln.health) })
+	}
+	b.health.Set(condFront, health.True, "Listening", "edge nodes are served on "+ln.tcp.Addr().String()+" (TCP and UDP)")
+	b.health.Set(condEgress, health.True, "Listening", "API servers are served on "+ln.egress.Addr().String())
+}
+
+// watchStore is the broker's heart: it goes round as long as the store answers, and the watchdog
+// beats with it.
+func (b *broker) watchStore(ctx context.Context, st *store.Store) error {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		probe, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := st.Get(probe, caKey)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			b.health.Set(condStore, health.False, "NotAnswering", "the store does not answer: "+err.Error())
+		default:
+			b.health.Set(condStore, health.True, "Answering", "the store answers")
+			b.health.Beat()
+		}
+		select {
+		case <-tick.C:
+		case <-st.Done():
+			return errors.New("the embedded store stopped by itself: see the log above")
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

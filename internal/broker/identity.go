@@ -1,0 +1,161 @@
+package broker
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/store"
+)
+
+const (
+	caKey    = "/mooring/pki/ca"
+	resetKey = "/mooring/pki/reset-key"
+)
+
+type storedCA struct {
+	Certificate string `json:"certificate"`
+	Key         string `json:"key"`
+}
+
+// loadCA reads the CA from the store, or makes it at the very first start.
+func loadCA(ctx context.Context, st *store.Store, trustDomain string) (*pki.CA, error) {
+	raw, err := loadOrMake(ctx, st, caKey, func() ([]byte, error) {
+		ca, err := pki.NewCA(trustDomain, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		key, err := ca.KeyPEM()
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(storedCA{string(ca.CertPEM()), string(key)})
+	})
+	if err != nil {
+		return nil, err
+	}
+	var s storedCA
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, fmt.Errorf("the CA in the store can't be read: %w", err)
+	}
+	ca, err := pki.LoadCA([]byte(s.Certificate), []byte(s.Key))
+	if err != nil {
+		return nil, fmt.Errorf("the CA in the store can't be used: %w", err)
+	}
+	if ca.TrustDomain() != trustDomain {
+		return nil, fmt.Errorf("trustDomain is %q, but the CA was made for %q: set it back (every identity carries it)", trustDomain, ca.TrustDomain())
+	}
+	return ca, nil
+}
+
+// loadResetKey reads the key by which a restarted broker tells agents at once that it does not know
+// their QUIC connections any more (RFC 9000, section 10.3).
+func loadResetKey(ctx context.Context, st *store.Store) (key [32]byte, err error) {
+	raw, err := loadOrMake(ctx, st, resetKey, func() ([]byte, error) {
+		b := make([]byte, len(key))
+		rand.Read(b)
+		return b, nil
+	})
+	if err != nil {
+		return key, err
+	}
+	if len(raw) != len(key) {
+		return key, fmt.Errorf("the QUIC reset key in the store has %d bytes, want %d", len(raw), len(key))
+	}
+	return [32]byte(raw), nil
+}
+
+// loadOrMake reads a value, or commits the one that fresh makes if there is none. Of several that
+// start at once, one wins and all use its value.
+func loadOrMake(ctx context.Context, st *store.Store, key string, fresh func() ([]byte, error)) ([]byte, error) {
+	for {
+		item, err := st.Get(ctx, key)
+		if err == nil {
+			return item.Value, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		value, err := fresh()
+		if err != nil {
+			return nil, err
+		}
+		if err := st.Commit(ctx, store.Create(key, value)); err != nil && !errors.Is(err, store.ErrConflict) {
+			return nil, err
+		}
+	}
+}
+
+// brokerCertTTL is the life of the broker's own certificate, which it issues itself and renews when
+// two thirds are over.
+const brokerCertTTL = 30 * 24 * time.Hour
+
+// serverCert is the broker's own certificate, renewed when it is asked for.
+type serverCert struct {
+	ca  *pki.CA
+	id  string
+	dns []string
+	ips []net.IP
+
+	mu sync.Mutex // guards the following fields
+	// current is nil before the first use.
+	current *tls.Certificate
+	renewAt time.Time
+}
+
+// newServerCert prepares a certificate for the names by which API servers and nodes reach the broker.
+// Nodes go by its identity; API servers verify the name, as any HTTPS client does.
+func newServerCert(ca *pki.CA, cfg *config.Broker) *serverCert {
+	s := &serverCert{ca: ca, id: brokerID()}
+	s.addName("localhost")
+	s.addName("127.0.0.1")
+	if host, _, err := net.SplitHostPort(cfg.Front.PublicEndpoint); err == nil {
+		s.addName(host)
+	}
+	if u, err := url.Parse(cfg.Egress.PublicEndpoint); err == nil {
+		s.addName(u.Hostname())
+	}
+	return s
+}
+
+func (s *serverCert) addName(host string) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		s.ips = append(s.ips, a.AsSlice())
+		return
+	}
+	s.dns = append(s.dns, host)
+}
+
+// brokerID names this broker in its certificate: the host's name, where that can be a name.
+func brokerID() string {
+	if host, err := os.Hostname(); err == nil && pki.ValidNode(host) == nil {
+		return host
+	}
+	return "broker"
+}
+
+func (s *serverCert) get() (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if s.current != nil && now.Before(s.renewAt) {
+		return s.current, nil
+	}
+	cert, err := s.ca.IssueBroker(s.id, s.dns, s.ips, now, brokerCertTTL)
+	if err != nil {
+		return nil, fmt.Errorf("issue the broker's own certificate: %w", err)
+	}
+	s.current, s.renewAt = &cert, now.Add(brokerCertTTL*2/3)
+	return s.current, nil
+}

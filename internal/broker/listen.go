@@ -1,0 +1,156 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// apiDialTimeout bounds the connection to a tenant's API server.
+const apiDialTimeout = 10 * time.Second
+
+// listeners are all ports of the broker. They are opened before anything runs, so that a port which
+// is taken is an error at the start and not a half-working broker.
+type listeners struct {
+	tcp, egress, admin net.Listener
+	health             net.Listener // nil if turned off
+	udp                net.PacketConn
+}
+
+func (b *broker) listen() (_ *listeners, err error) {
+	ln := &listeners{}
+	defer func() {
+		if err != nil {
+			ln.close()
+		}
+	}()
+	cfg := b.cfg
+	if ln.tcp, err = net.Listen("tcp", cfg.Front.Listen); err != nil {
+		return nil, fmt.Errorf("front.listen: %w", err)
+	}
+	// The same port on UDP, also when the configuration leaves its choice to the system.
+	if ln.udp, err = net.ListenPacket("udp", ln.tcp.Addr().String()); err != nil {
+		return nil, fmt.Errorf("front.listen: %w", err)
+	}
+	if ln.egress, err = net.Listen("tcp", cfg.Egress.Listen); err != nil {
+		return nil, fmt.Errorf("egress.listen: %w", err)
+	}
+	if ln.admin, err = listenUnix(cfg.AdminSocket); err != nil {
+		return nil, fmt.Errorf("adminSocket: %w", err)
+	}
+	if cfg.HealthAddress != "" {
+		if ln.health, err = net.Listen("tcp", cfg.HealthAddress); err != nil {
+			return nil, fmt.Errorf("healthAddress: %w", err)
+		}
+	}
+	return ln, nil
+}
+
+func (ln *listeners) close() {
+	for _, c := range []io.Closer{ln.tcp, ln.udp, ln.egress, ln.admin, ln.health} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// listenUnix opens a socket for its owner alone. The store's lock, taken before, says that no other
+// broker of this data directory runs, so what lies at the path is a dead one's.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: another broker answers there", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	// Made with its final mode: a chmod afterwards would leave a moment in which others can connect.
+	old := unix.Umask(0o177)
+	defer unix.Umask(old)
+	return net.Listen("unix", path)
+}
+
+func httpServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      2 * time.Minute,
+		IdleTimeout:       30 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+}
+
+// serveHTTP serves until ctx ends.
+func serveHTTP(ctx context.Context, srv *http.Server, l net.Listener) error {
+	return untilDone(ctx, srv, func() error { return srv.Serve(l) })
+}
+
+// serveHTTPS serves with srv.TLSConfig until ctx ends.
+func serveHTTPS(ctx context.Context, srv *http.Server, l net.Listener) error {
+	return untilDone(ctx, srv, func() error { return srv.ServeTLS(l, "", "") })
+}
+
+func untilDone(ctx context.Context, srv *http.Server, serve func() error) error {
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	err := serve()
+	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// connListener is the net.Listener over which the front hands connections to an http.Server.
+type connListener struct {
+	addr  net.Addr
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newConnListener(addr net.Addr) *connListener {
+	return &connListener{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+// hand passes a connection on; it is the server's from then on.
+func (l *connListener) hand(ctx context.Context, c net.Conn) {
+	select {
+	case l.conns <- c:
+	case <-l.done:
+		c.Close()
+	case <-ctx.Done():
+		c.Close()
+	}
+}
+
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *connListener) Addr() net.Addr { return l.addr }

@@ -1,0 +1,63 @@
+package broker
+
+import (
+	"context"
+
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// authorize is the one place where a session's certificate becomes a node: the certificate was
+// verified in the handshake; here the node's record must still be there with the same key.
+func (b *broker) authorize(ctx context.Context, s *tunnel.Session) (pki.Identity, error) {
+	cs := s.ConnectionState()
+	id, err := pki.PeerIdentity(cs)
+	if err != nil {
+		return id, err
+	}
+	return id, b.nodes.Authorize(ctx, id, cs.PeerCertificates[0])
+}
+
+// serveSession lets a node's session live on the switchboard.
+func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
+	id, err := b.authorize(ctx, s)
+	if err != nil {
+		b.log.Warn("session refused: not a node of this broker", "tenant", id.Tenant, "node", id.Name,
+			"remote", s.RemoteAddr().String(), "err", err)
+		s.Close(wire.Revoked, "this node is not known here (removed?): enrol it again with a new token")
+		return
+	}
+	b.board.Serve(s, id.Tenant, id.Name)
+}
+
+// serveStream answers what a node opens: a connection to its own tenant's API server, nothing else.
+// The session may be so young that serveSession has not looked at it yet, so this looks for itself.
+func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.Request) {
+	if r.Kind != wire.KindAPI {
+		r.Refuse(wire.BadRequest, "a node may open streams to its API server only")
+		return
+	}
+	id, err := b.authorize(ctx, s)
+	if err != nil {
+		r.Refuse(wire.Denied, "this node is not known here")
+		return
+	}
+	log := b.log.With("tenant", id.Tenant, "node", id.Name)
+	dialCtx, cancel := context.WithTimeout(ctx, apiDialTimeout)
+	defer cancel()
+	api, err := b.tenants.DialAPI(dialCtx, id.Tenant)
+	if err != nil {
+		log.Warn("tenant's API server can't be reached for its node", "err", err)
+		r.Refuse(wire.Unavailable, "the tenant's API server can't be reached from the broker")
+		return
+	}
+	stream, err := r.Accept()
+	if err != nil {
+		api.Close()
+		return
+	}
+	up, down, err := splice.Splice(stream, api)
+	log.Debug("API connection ended", "up", up, "down", down, "err", err)
+}

@@ -1,0 +1,221 @@
+// Package egress is what an API server calls to reach its own nodes: HTTP CONNECT over mTLS, the
+// HTTPConnect protocol of kube-apiserver's egress selector (KEP-1281, k8s.io/apiserver/pkg/server/egressselector).
+//
+// The tenant is what the client certificate says and nothing else. The package knows no sessions and
+// no nodes: it hands each request to a Dialer and joins the two connections.
+package egress
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// Dialer reaches an address as a tenant's API server knows it, e.g. "edge-1:10250". A refusal is a
+// *tunnel.RefusedError.
+type Dialer interface {
+	Dial(ctx context.Context, tenant, addr string) (net.Conn, error)
+}
+
+// Config is what a Server is made of.
+type Config struct {
+	// TLS must demand and verify a client certificate of role apiserver. It is used as it is, but for
+	// the protocols: the egress selector's client speaks HTTP/1.1 only.
+	TLS *tls.Config
+	// Dialer finds the node.
+	Dialer Dialer
+	// DialTimeout bounds a dial; the API server itself waits for the answer without a deadline, so
+	// there always is one. Default 20 s.
+	DialTimeout time.Duration
+	// Registerer takes the metrics; nil leaves them out.
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger
+}
+
+// Server answers CONNECT requests. Safe for concurrent use.
+type Server struct {
+	cfg   Config
+	dials *prometheus.HistogramVec
+}
+
+// New makes a Server; it starts nothing.
+func New(cfg Config) *Server {
+	if cfg.DialTimeout == 0 {
+		cfg.DialTimeout = 20 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, dials: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "mooring_egress_dial_seconds",
+		Help:    "Time from an API server's CONNECT request to its answer, by tenant and outcome.",
+		Buckets: []float64{.005, .02, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
+	}, []string{"tenant", "outcome"})}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(s.dials)
+	}
+	return s
+}
+
+const (
+	// headerTimeout bounds the TLS handshake and the reading of the request line and headers.
+	headerTimeout = 10 * time.Second
+	// maxHeader bounds a request's headers, in bytes; the egress selector sends about 100.
+	maxHeader = 8 << 10
+)
+
+// Serve accepts API servers on l until ctx ends, then closes l and every connection that is not yet
+// joined to a node's, and returns nil.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	tlsConfig := s.cfg.TLS.Clone()
+	tlsConfig.NextProtos = []string{"http/1.1"}
+	srv := &http.Server{
+		Handler:           s,
+		TLSConfig:         tlsConfig,
+		ReadHeaderTimeout: headerTimeout,
+		MaxHeaderBytes:    maxHeader,
+		// A CONNECT can't be told from HTTP/2's by the hijacker: keep h2 off this listener.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+		ErrorLog:     slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
+		BaseContext:  func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	err := srv.ServeTLS(l, "", "")
+	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("egress listener %s: %w", l.Addr(), err)
+}
+
+// ServeHTTP answers one CONNECT request and, if the dial succeeds, carries its bytes until both
+// directions end.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id, err := identity(r)
+	if err != nil {
+		s.cfg.Logger.Warn("egress request without an API server's identity", "remote", r.RemoteAddr, "err", err)
+		http.Error(w, "a client certificate of an API server is needed: see `broker egress issue`", http.StatusForbidden)
+		return
+	}
+	if r.Method != http.MethodConnect {
+		w.Header().Set("Allow", http.MethodConnect)
+		http.Error(w, "this port takes CONNECT requests of kube-apiserver's egress selector only", http.StatusMethodNotAllowed)
+		return
+	}
+	started := time.Now()
+	node, err := s.dial(r, id.Tenant)
+	took := time.Since(started)
+	code := codeOf(err)
+	s.dials.WithLabelValues(id.Tenant, code.String()).Observe(took.Seconds())
+	log := s.cfg.Logger.With("tenant", id.Tenant, "target", r.Host)
+	if err != nil {
+		log.Info("egress dial refused", "code", code.String(), "took", took, "err", err)
+		refuse(w, code, err)
+		return
+	}
+	client, err := hijack(w)
+	if err != nil {
+		log.Error("egress connection lost before its answer", "err", err)
+		node.Close()
+		return
+	}
+	toNode, toClient, err := splice.Splice(client, node)
+	log.Debug("egress connection ended", "toNode", toNode, "toAPIServer", toClient, "err", err)
+}
+
+func (s *Server) dial(r *http.Request, tenant string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.DialTimeout)
+	defer cancel()
+	return s.cfg.Dialer.Dial(ctx, tenant, r.Host)
+}
+
+// identity is the caller's, from the certificate that the TLS handshake verified.
+func identity(r *http.Request) (pki.Identity, error) {
+	if r.TLS == nil {
+		return pki.Identity{}, errors.New("no TLS")
+	}
+	id, err := pki.PeerIdentity(*r.TLS)
+	if err != nil {
+		return pki.Identity{}, err
+	}
+	if id.Role != pki.RoleAPIServer {
+		return pki.Identity{}, fmt.Errorf("identity %s is not an API server's", id)
+	}
+	return id, nil
+}
+
+func codeOf(err error) wire.Code {
+	var refused *tunnel.RefusedError
+	switch {
+	case err == nil:
+		return wire.OK
+	case errors.As(err, &refused):
+		return refused.Code
+	case errors.Is(err, context.DeadlineExceeded):
+		return wire.DialTimeout
+	case errors.Is(err, context.Canceled):
+		return wire.Canceled
+	}
+	return wire.Unavailable
+}
+
+// refuse answers with the reason in the status line too: kube-apiserver puts that line, and not the
+// body, into the error that the person at kubectl reads.
+func refuse(w http.ResponseWriter, code wire.Code, err error) {
+	reason := oneLine(err.Error())
+	conn, _, hijackErr := http.NewResponseController(w).Hijack()
+	if hijackErr != nil {
+		http.Error(w, reason, code.HTTPStatus())
+		return
+	}
+	defer conn.Close()
+	conn.SetWriteDeadline(time.Now().Add(headerTimeout))
+	fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		code.HTTPStatus(), reason, len(reason), reason)
+}
+
+// oneLine makes a text fit for a status line: no control characters, and bounded.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > 512 {
+		s = s[:512]
+	}
+	return s
+}
+
+// hijack takes the connection over and answers 200. Bytes that came early are not lost.
+func hijack(w http.ResponseWriter) (net.Conn, error) {
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, err
+	}
+	conn.SetDeadline(time.Time{}) // the server's header deadline would cut a long exec
+	// Not a byte may follow the empty line before the API server speaks.
+	if _, err := conn.Write([]byte("HTTP/1.1 200 OK\r\n\r\n")); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if n := buf.Reader.Buffered(); n > 0 {
+		early, _ := buf.Reader.Peek(n)
+		return &replayConn{Conn: conn, early: early}, nil
+	}
+	return conn, nil
+}

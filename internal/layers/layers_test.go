@@ -1,0 +1,185 @@
+package layers
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/mooring-edge/mooring/"
+
+// layer gives every package its height: imports among them go strictly down. A new package gets its
+// line here, which is the moment to think about where it belongs.
+var layer = map[string]int{
+	"cmd/edge-agent":       60,
+	"cmd/broker":           60,
+	"internal/agent":       50,
+	"internal/broker":      50,
+	"internal/admin":       45,
+	"internal/front":       40,
+	"internal/egress":      40,
+	"internal/enroll":      40,
+	"pkg/join":             40,
+	"internal/switchboard": 30,
+	"internal/tenant":      30,
+	"pkg/tunnel":           20,
+	"internal/pki":         20,
+	"internal/store":       20,
+	"internal/config":      20,
+	"internal/enrollapi":   10,
+	"internal/durable":     10,
+	"pkg/tunnel/wire":      10,
+	"internal/splice":      10,
+	"pkg/health":           10,
+	"internal/version":     10,
+	"internal/layers":      0,
+}
+
+// forbidden are imports that no package may have but those excepted, directly or, where deep is set,
+// through any other package.
+var forbidden = []struct {
+	in      []string // the packages the rule is about; none means all
+	imports []string // prefixes of import paths
+	except  []string
+	deep    bool
+	reason  string
+}{
+	{
+		imports: []string{"github.com/quic-go/", "github.com/hashicorp/yamux"},
+		except:  []string{"pkg/tunnel"},
+		reason:  "a transport is an inner matter of the tunnel: everything else sees a Session and a net.Conn",
+	},
+	{
+		imports: []string{"go.etcd.io/", "go.uber.org/zap"},
+		except:  []string{"internal/store"},
+		reason:  "what the store is made of can change in one package, and keys are written under one set of rules",
+	},
+	{
+		imports: []string{"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"},
+		except:  []string{"internal/enroll"},
+		reason:  "the full clientset weighs 12 MB; rest and typed structs do elsewhere",
+	},
+	{
+		in:      []string{"cmd/edge-agent"},
+		imports: []string{"k8s.io/client-go/kubernetes", "go.etcd.io/", module + "internal/store", module + "internal/broker"},
+		deep:    true,
+		reason:  "the agent stays lean: nothing of the broker's weight reaches it",
+	},
+	{
+		in:      []string{"internal/pki"},
+		imports: []string{"net/http"},
+		reason:  "the issuing core does no I/O of its own, so that it can be read in one sitting",
+	},
+	{
+		in:      []string{"pkg/tunnel/wire", "internal/splice", "pkg/health", "internal/enrollapi"},
+		imports: []string{module},
+		reason:  "the bottom layer knows nothing of Mooring, so that any layer may use it",
+	},
+	{
+		imports: []string{module + "internal/egress", module + "internal/front", module + "internal/enroll"},
+		except:  []string{"internal/broker", "internal/admin"},
+		reason:  "egress, front and enroll don't know each other: each can be changed, or run elsewhere, alone",
+	},
+	{
+		in:      []string{"pkg/tunnel", "internal/switchboard", "internal/front", "internal/egress"},
+		imports: []string{"k8s.io/"},
+		reason:  "the data path carries bytes; what Kubernetes is, the tenant and enrolment packages know",
+	},
+}
+
+type pkg struct {
+	ImportPath, Name, Doc, Dir         string
+	Imports, TestImports, XTestImports []string
+	Deps                               []string
+}
+
+// load lists the module's packages as the go command sees them.
+func load(t *testing.T) map[string]pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Doc,Dir,Imports,TestImports,XTestImports,Deps", module+"...")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	all := map[string]pkg{}
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimPrefix(p.ImportPath, module)] = p
+	}
+	if len(all) < 10 {
+		t.Fatalf("only %d packages found: is the test run inside the module?", len(all))
+	}
+	return all
+}
+
+// height is a package's layer; one below a listed package (pkg/tunnel/x) has to be listed itself.
+func height(t *testing.T, name string) int {
+	t.Helper()
+	h, ok := layer[name]
+	if !ok {
+		t.Errorf("%s has no layer: give it one in the table above", name)
+	}
+	return h
+}
+
+func TestImportsGoDown(t *testing.T) {
+	for name, p := range load(t) {
+		from := height(t, name)
+		for _, imp := range p.Imports {
+			to, ok := strings.CutPrefix(imp, module)
+			if ok && height(t, to) >= from {
+				t.Errorf("%s imports %s, which is not below it", name, to)
+			}
+		}
+	}
+}
+
+func TestForbiddenImports(t *testing.T) {
+	all := load(t)
+	for _, rule := range forbidden {
+		for name, p := range all {
+			if len(rule.in) > 0 && !slices.Contains(rule.in, name) || slices.Contains(rule.except, name) {
+				continue
+			}
+			imports := slices.Concat(p.Imports, p.TestImports, p.XTestImports)
+			if len(rule.in) > 0 {
+				imports = p.Imports // such a rule is about the product; its tests may look further
+			}
+			if rule.deep {
+				imports = p.Deps
+			}
+			for _, imp := range imports {
+				for _, bad := range rule.imports {
+					if strings.HasPrefix(imp, bad) && imp != p.ImportPath {
+						t.Errorf("%s imports %s: %s", name, imp, rule.reason)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	for name, p := range load(t) {
+		want := "Package " + p.Name + " "
+		if p.Name == "main" {
+			want = "Command " + path.Base(name) + " "
+		}
+		if !strings.HasPrefix(p.Doc, want) {
+			t.Errorf("%s: the package comment should start with %q, got %q", name, want, p.Doc)
+		}
+	}
+}
