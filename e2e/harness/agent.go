@@ -1,0 +1,69 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+)
+
+// AgentConfigPath and JoinPath are the product's defaults.
+const (
+	AgentConfigPath = "/etc/mooring/agent.yaml"
+	JoinPath        = "/etc/mooring/join.yaml"
+)
+
+// ConfigureAgent writes the agent's configuration: the transport asked for, and the cgroup that keeps
+// this machine's pods apart from those of the others on the same kernel. All else is the default.
+func (b *Box) ConfigureAgent(transport string) error {
+	return b.Write(AgentConfigPath, fmt.Sprintf(`apiVersion: mooring.dev/v1alpha1
+kind: AgentConfiguration
+tunnel:
+  transport: %s
+kubelet:
+  config:
+    cgroupRoot: /%s
+`, transport, b.Cgroup))
+}
+
+// StartAgent starts edge-agent as a service manager would.
+func (b *Box) StartAgent() error { return b.Start("edge-agent", "edge-agent", "run") }
+
+// Agent is the running agent.
+func (b *Box) Agent() *Proc { return b.Proc("edge-agent") }
+
+// Token makes an enrolment token and returns the join bundle that a box gets.
+func (t *Tenant) Token(ctx context.Context, args ...string) (string, error) {
+	return t.platform.BrokerCommand(ctx, append([]string{"token", "create", "--tenant", t.Name}, args...)...)
+}
+
+// Admit makes the tenant known to the broker and gets what its API server needs to reach nodes.
+func (t *Tenant) Admit(ctx context.Context) error {
+	if _, err := t.platform.BrokerCommand(ctx, "tenant", "add", t.Name, "--kubeconfig", t.Kubeconfig()); err != nil {
+		return err
+	}
+	_, err := t.platform.BrokerCommand(ctx, "egress", "issue", "--tenant", t.Name, "--out", t.EgressDir())
+	return err
+}
+
+// Hand gives the box the bundle with which it joins.
+func (b *Box) Hand(bundle string) error { return b.Write(JoinPath, bundle) }
+
+// ShellCommand is the command line by which a person enters the box.
+func (b *Box) ShellCommand() string {
+	return strings.Join(b.enter(), " ")
+}
+
+// KubectlLine is the start of the command line by which a person uses kubectl on the tenant.
+func (t *Tenant) KubectlLine() string {
+	p := t.platform
+	return strings.Join(p.Net.Argv("env", "KUBECONFIG="+t.Kubeconfig(), p.env.Tool("kubectl")), " ")
+}
+
+// Relative shortens a path of the run for printing.
+func (e *Env) Relative(path string) string {
+	if rel, err := filepath.Rel(e.Dir(), path); err == nil {
+		return rel
+	}
+	return path
+}

@@ -1,0 +1,154 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mooring-edge/mooring/e2e/internal/host"
+)
+
+// The wide area network between the platform and the sites. Its broker is known by name, as it would
+// be in life; the boxes find the name in their hosts file, since nothing but the broker answers them.
+const (
+	wanBridge      = "wan"
+	BrokerAddress  = "203.0.113.1"
+	BrokerName     = "edge.example"
+	BrokerPort     = "443"
+	EgressAddress  = "127.0.0.1:8132"
+	brokerHealth   = "127.0.0.1:9641"
+	etcdAddress    = "127.0.0.1:2379"
+	advertisedAddr = "198.51.100.1" // what API servers say of themselves; nobody can or need reach it
+)
+
+// Platform is the machine on which the control planes and the broker run: a network namespace whose
+// only way out is the WAN, on which only the broker listens.
+type Platform struct {
+	env    *Env
+	Net    host.Netns
+	Broker *Proc
+
+	tenants []*Tenant
+	sites   int
+}
+
+// StartPlatform makes the namespace and starts etcd.
+func (e *Env) StartPlatform(ctx context.Context) (*Platform, error) {
+	ns, err := host.AddNetns(e.run.Name("platform"))
+	if err != nil {
+		return nil, err
+	}
+	p := &Platform{env: e, Net: ns}
+	for _, command := range []string{
+		"link add " + wanBridge + " type bridge",
+		"addr add " + BrokerAddress + "/24 dev " + wanBridge,
+		"link set " + wanBridge + " up",
+	} {
+		if err := ns.IP(command); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := e.start("etcd", false, ns.Argv(e.Tool("etcd"),
+		"--name=e2e", "--data-dir="+filepath.Join(e.Dir(), "etcd"),
+		"--listen-client-urls=http://"+etcdAddress, "--advertise-client-urls=http://"+etcdAddress,
+		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+		"--initial-cluster=e2e=http://127.0.0.1:2380",
+		"--unsafe-no-fsync", "--log-level=warn")); err != nil {
+		return nil, err
+	}
+	_, err = e.Wait(ctx, "etcd", time.Minute, func(ctx context.Context) error { return p.listening(ctx, etcdAddress) })
+	return p, err
+}
+
+func (p *Platform) listening(ctx context.Context, address string) error {
+	c, err := p.Net.Dial(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// brokerConfig is what a platform's operator writes.
+func (p *Platform) brokerConfig() string {
+	dir := filepath.Join(p.env.Dir(), "broker")
+	return fmt.Sprintf(`apiVersion: mooring.dev/v1alpha1
+kind: BrokerConfiguration
+dataDir: %s/data
+adminSocket: %s/broker.sock
+front:
+  listen: %s
+  publicEndpoint: %s
+egress:
+  listen: %s
+  publicEndpoint: https://%s
+`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress)
+}
+
+// BrokerConfigPath is the broker's configuration file.
+func (p *Platform) BrokerConfigPath() string {
+	return filepath.Join(p.env.Dir(), "broker", "broker.yaml")
+}
+
+// BrokerSocket is where the broker's subcommands find it.
+func (p *Platform) BrokerSocket() string {
+	return filepath.Join(p.env.Dir(), "broker", "broker.sock")
+}
+
+// StartBroker starts the broker, also again on the data of one that was killed, and waits until it
+// takes commands.
+func (p *Platform) StartBroker(ctx context.Context) error {
+	path := p.BrokerConfigPath()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, []byte(p.brokerConfig()), 0o644); err != nil {
+		return err
+	}
+	proc, err := p.env.start("broker", false, p.Net.Argv(p.env.Product("broker"), "serve", "--config", path))
+	if err != nil {
+		return err
+	}
+	p.Broker = proc
+	_, err = p.env.Wait(ctx, "the broker's admin socket", time.Minute, func(ctx context.Context) error {
+		_, err := p.BrokerCommand(ctx, "tenant", "list")
+		return err
+	})
+	return err
+}
+
+// BrokerCommand runs one of the broker's subcommands and returns what it printed.
+func (p *Platform) BrokerCommand(ctx context.Context, args ...string) (string, error) {
+	return p.env.output(ctx, p.env.Product("broker"), append(args, "--socket", p.BrokerSocket())...)
+}
+
+// addWAN connects a router namespace to the WAN and returns the router's address there.
+func (p *Platform) addWAN(router host.Netns) error {
+	p.sites++
+	link := fmt.Sprintf("%s-%d", wanBridge, p.sites)
+	address := fmt.Sprintf("203.0.113.%d", 10+p.sites)
+	return errors.Join(
+		p.Net.IP("link add "+link+" type veth peer name wan netns "+string(router)),
+		p.Net.IP("link set "+link+" master "+wanBridge+" up"),
+		router.IP("addr add "+address+"/24 dev wan"),
+		router.IP("link set wan up"),
+	)
+}
+
+// output runs a program to its end. Its error holds what the program said.
+func (e *Env) output(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := e.command(ctx, append([]string{program}, args...)...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), err
+}
+
+func splitLines(s string) []string { return strings.Fields(s) }
