@@ -55,6 +55,9 @@ func (s *Store) Commit(ctx context.Context, ops ...Op) error {
 	if err != nil {
 		return fmt.Errorf("store: commit: %w", err)
 	}
+	if s.closing.Err() != nil {
+		return fmt.Errorf("store: commit: %w", ErrClosed)
+	}
 	resp, err := s.client.Txn(ctx).If(txn.conds...).Then(txn.changes...).Else(txn.reads...).Commit()
 	if err != nil {
 		return fmt.Errorf("store: commit: %w", s.wrap(err))

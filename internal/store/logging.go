@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,8 +57,8 @@ func (b *bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		}
 		f.AddTo(enc)
 	}
-	for k, v := range enc.Fields {
-		attrs = append(attrs, slog.Any(k, v))
+	for _, k := range slices.Sorted(maps.Keys(enc.Fields)) {
+		attrs = append(attrs, slog.Any(k, enc.Fields[k]))
 	}
 	b.log.LogAttrs(context.Background(), level, "store: "+e.Message, attrs...)
 	return nil
@@ -72,7 +74,8 @@ func expected(msg string) bool {
 		"Failed to detect schema version", "failed to update storage version": // before the first commit; retried
 		return true
 	}
-	return strings.HasPrefix(msg, "Running http and grpc server on single port")
+	return strings.HasPrefix(msg, "Running http and grpc server on single port") || // there is no port
+		strings.Contains(msg, "cannot campaign at term") // too early an election; it is held again
 }
 
 func fieldError(f zapcore.Field) error {

@@ -31,12 +31,12 @@ const (
 )
 
 // start runs the server on a prepared dir and waits until it serves.
-func start(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, error) {
+func start(ctx context.Context, c Config, log *slog.Logger) (*embed.Etcd, error) {
 	begin := time.Now()
-	stop := progress(log, dir, begin)
+	stop := progress(log, c.Dir, begin)
 	defer stop()
 	guard := newGuard()
-	srv, err := launch(serverConfig(dir, log, guard), guard)
+	srv, err := launch(serverConfig(c, log, guard), guard)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func start(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, erro
 		return nil, fmt.Errorf("wait for the embedded server: %w", context.Cause(ctx))
 	}
 	guard.started.Store(true)
-	log.Info("store is open", "dir", dir, "took", time.Since(begin).Round(time.Millisecond))
+	log.Info("store is open", "dir", c.Dir, "took", time.Since(begin).Round(time.Millisecond))
 	return srv, nil
 }
 
@@ -75,7 +75,9 @@ func launch(cfg *embed.Config, guard *guard) (*embed.Etcd, error) {
 				close(done)
 			}
 		}()
-		srv, err = embed.StartEtcd(cfg)
+		if srv, err = embed.StartEtcd(cfg); err != nil {
+			err = damaged(err) // the configuration is constant, so it is the files
+		}
 	}()
 	select {
 	case <-done:
@@ -85,10 +87,10 @@ func launch(cfg *embed.Config, guard *guard) (*embed.Etcd, error) {
 	}
 }
 
-func serverConfig(dir string, log *slog.Logger, guard *guard) *embed.Config {
+func serverConfig(c Config, log *slog.Logger, guard *guard) *embed.Config {
 	cfg := embed.NewConfig()
 	cfg.Name = memberName
-	cfg.Dir = filepath.Join(dir, etcdDir)
+	cfg.Dir = filepath.Join(c.Dir, etcdDir)
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(log, guard))
 
 	// No listeners of any kind. The member still needs an address to be listed
@@ -101,7 +103,7 @@ func serverConfig(dir string, log *slog.Logger, guard *guard) *embed.Config {
 
 	cfg.TickMs, cfg.ElectionMs = tickMs, electionMs
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
-	cfg.QuotaBackendBytes = quotaBytes
+	cfg.QuotaBackendBytes = c.quota
 	cfg.BootstrapDefragThresholdMegabytes = defragMiB
 	cfg.MaxTxnOps = maxTxnOps
 	return cfg

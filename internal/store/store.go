@@ -39,7 +39,8 @@ var (
 	// be restored from a backup. The process should end: what the failed start
 	// opened stays open.
 	ErrCorrupt = errors.New("files are damaged")
-	// ErrFull says that the quota of 1 GiB is used up. Deletions still work.
+	// ErrFull says that the quota of 1 GiB is used up. Deletions still work, and
+	// the next Open gives their space back.
 	ErrFull = errors.New("quota used up")
 	// ErrClosed says that the store was closed, or stopped by itself.
 	ErrClosed = errors.New("store is closed")
@@ -51,6 +52,8 @@ type Config struct {
 	Dir string
 	// Logger gets progress of the start and the server's warnings. nil = none.
 	Logger *slog.Logger
+
+	quota int64 // bytes; tests set it, 0 = quotaBytes
 }
 
 // Store is an open store. Safe for concurrent use.
@@ -84,33 +87,48 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.quota == 0 {
+		cfg.quota = quotaBytes
+	}
 	unlock, err := prepare(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
-	srv, err := start(ctx, cfg.Dir, log)
+	srv, err := start(ctx, cfg, log)
 	if err != nil {
 		unlock()
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
 	s := &Store{etcd: srv, client: v3client.New(srv.Server), log: log, unlock: unlock}
 	s.closing, s.cancel = context.WithCancel(context.Background())
-	if err := s.clearAlarms(ctx); err != nil {
+	if err := s.makeRoom(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.Dir, err), s.Close())
 	}
 	return s, nil
 }
 
-// clearAlarms lifts the write stop that a full quota left behind: the start
-// has compacted the files, and if that was not enough, the next write is
-// refused again.
-func (s *Store) clearAlarms(ctx context.Context) error {
+// makeRoom undoes the write stop that a full quota left behind: history and
+// unused space go, and if that was not enough the next write is refused again.
+func (s *Store) makeRoom(ctx context.Context) error {
 	alarms, err := s.client.AlarmList(ctx)
 	if err != nil || len(alarms.Alarms) == 0 {
 		return s.wrap(err)
 	}
-	_, err = s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{})
-	return s.wrap(err)
+	s.log.Warn("store: the quota was used up, making room", "alarms", len(alarms.Alarms))
+	now, err := s.client.Get(ctx, "/", clientv3.WithCountOnly()) // for its revision
+	if err != nil {
+		return s.wrap(err)
+	}
+	if _, err := s.client.Compact(ctx, now.Header.GetRevision(), clientv3.WithCompactPhysical()); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return fmt.Errorf("compact: %w", s.wrap(err))
+	}
+	if err := s.etcd.Server.Backend().Defrag(); err != nil {
+		return fmt.Errorf("defragment: %w", err)
+	}
+	if _, err := s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		return fmt.Errorf("lift the write stop: %w", s.wrap(err))
+	}
+	return nil
 }
 
 // Close ends all watches, stops the server and releases the directory. Calls
@@ -138,6 +156,9 @@ func (s *Store) Done() <-chan struct{} { return s.etcd.Server.StopNotify() }
 
 // Get returns the item at key, or ErrNotFound.
 func (s *Store) Get(ctx context.Context, key string) (Item, error) {
+	if s.closing.Err() != nil {
+		return Item{}, fmt.Errorf("store: get %s: %w", key, ErrClosed)
+	}
 	resp, err := s.client.Get(ctx, key)
 	if err != nil {
 		return Item{}, fmt.Errorf("store: get %s: %w", key, s.wrap(err))
@@ -161,6 +182,9 @@ func (s *Store) list(ctx context.Context, prefix string) ([]Item, int64, error) 
 	if prefix == "" {
 		return nil, 0, errors.New("store: list: empty prefix")
 	}
+	if s.closing.Err() != nil {
+		return nil, 0, fmt.Errorf("store: list %s: %w", prefix, ErrClosed)
+	}
 	resp, err := s.client.Get(ctx, prefix, clientv3.WithPrefix())
 	if err != nil {
 		return nil, 0, fmt.Errorf("store: list %s: %w", prefix, s.wrap(err))
@@ -178,7 +202,7 @@ func (s *Store) wrap(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, rpctypes.ErrNoSpace), errors.Is(err, etcderrors.ErrNoSpace):
-		return fmt.Errorf("%w (%d MiB); delete what is not needed and restart the broker", ErrFull, quotaBytes>>20)
+		return fmt.Errorf("%w; delete what is not needed and restart the broker", ErrFull)
 	case s.closing.Err() != nil, errors.Is(err, rpctypes.ErrStopped), errors.Is(err, etcderrors.ErrStopped),
 		strings.Contains(err.Error(), rpctypes.ErrStopped.Error()):
 		return fmt.Errorf("%w: %w", ErrClosed, err)
