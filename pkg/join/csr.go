@@ -73,7 +73,7 @@ func (j *Joiner) awaitCertificate(ctx context.Context, api rest.Interface, name 
 		if len(csr.Status.Certificate) > 0 {
 			return csr.Status.Certificate, nil
 		}
-		if err := wait(ctx, pace); err != nil {
+		if err := j.wait(ctx, pace); err != nil {
 			return nil, fmt.Errorf("certificate request %s was made, but neither approved and signed nor denied so far "+
 				"(is the broker's approver allowed to, and kube-controller-manager running?): %w", name, err)
 		}

@@ -85,7 +85,9 @@ type Config struct {
 	IssueTimeout time.Duration
 
 	// Report is told what is being waited for. Default: nobody.
-	Report  func(Progress)
+	Report func(Progress)
+	// Beat is called again and again while a retry is waited for. Default: nobody is told.
+	Beat    func()
 	Metrics *Metrics     // default: none
 	Logger  *slog.Logger // default: discards
 
@@ -140,6 +142,9 @@ func New(cfg Config) *Joiner {
 	def(&cfg.IssueTimeout, 5*time.Minute)
 	if cfg.Report == nil {
 		cfg.Report = func(Progress) {}
+	}
+	if cfg.Beat == nil {
+		cfg.Beat = func() {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -200,14 +205,20 @@ func (j *Joiner) Render(rec *Record) (*kubelet.Rendered, error) {
 }
 
 // wait lets d pass; it fails only when ctx ends.
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
+func (j *Joiner) wait(ctx context.Context, d time.Duration) error {
+	const round = 10 * time.Second
+	for ; ; d -= round {
+		j.cfg.Beat()
+		t := time.NewTimer(min(d, round))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		case <-t.C:
+		}
+		if d <= round {
+			return nil
+		}
 	}
 }
 

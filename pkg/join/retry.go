@@ -43,7 +43,7 @@ func (j *Joiner) retry(ctx context.Context, step Step, f func(context.Context) e
 			attempt = 0
 		}
 		j.cfg.Report(Progress{Step: step, Err: err, RetryIn: d})
-		if err := wait(ctx, d); err != nil {
+		if err := j.wait(ctx, d); err != nil {
 			return err
 		}
 	}

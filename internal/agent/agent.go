@@ -1,0 +1,298 @@
+// Package agent composes what runs on an edge node: enrolment and kubelet bootstrap (pkg/join), the
+// connection to the broker (pkg/tunnel), the local API endpoint, the dial policy, and the health and
+// status that others see.
+//
+// The order of things is: identity, tunnel, bootstrap through the tunnel, kubelet. A node that has all
+// its files starts its kubelet first, so that a box that boots while it is cut off does its work; and
+// nothing here stops a kubelet because the broker is away or the agent ends.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/version"
+	"github.com/mooring-edge/mooring/pkg/health"
+	"github.com/mooring-edge/mooring/pkg/join"
+	"github.com/mooring-edge/mooring/pkg/join/kubelet"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// The conditions, in the order in which each waits for the one before.
+const (
+	condEnrolled  = "Enrolled"
+	condTunnel    = "Tunnel"
+	condBootstrap = "Bootstrapped"
+	condKubelet   = "Kubelet"
+)
+
+const (
+	// tickInterval is how often the tunnel's loop shows that it goes round; beatLimit is when it counts as stuck.
+	tickInterval = 10 * time.Second
+	beatLimit    = 60 * time.Second
+	// maintainInterval is how often the certificates are looked at.
+	maintainInterval = 5 * time.Minute
+)
+
+// Agent is one node's agent.
+type Agent struct {
+	cfg        *config.Agent
+	logger     *slog.Logger
+	configured []netip.Addr // node.addresses
+	joiner     *join.Joiner
+	health     *health.Tracker
+	registry   *prometheus.Registry
+	metrics    *metrics
+	client     *tunnel.Client
+	generation *generation
+
+	tunnelRuns atomic.Bool                    // the tunnel's loop gives the beat from then on
+	session    atomic.Pointer[tunnel.Session] // the live one, or nil
+	identity   atomic.Pointer[join.Identity]  // once enrolled
+	addresses  atomic.Pointer[[]netip.Addr]   // what the last hello attested
+	kubeletAt  atomic.Pointer[netip.AddrPort] // where the kubelet listens, once that is rendered
+	kubelet    atomic.Pointer[kubelet.State]  // as its runner saw it last
+}
+
+// Options are what does not stand in the configuration file.
+type Options struct {
+	Logger *slog.Logger
+	// Bundle reads the join bundle. Default: the configured joinFile.
+	Bundle func() (join.Bundle, error)
+	// StopOnRefusal has a refusal by the broker end Join instead of being tried again.
+	StopOnRefusal bool
+}
+
+// New puts an agent together. It starts nothing and touches no file.
+func New(cfg *config.Agent, o Options) (*Agent, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Bundle == nil {
+		o.Bundle = func() (join.Bundle, error) { return ReadBundle(cfg.JoinFile) }
+	}
+	name, err := nodeName(cfg.Node.Name)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, logger: o.Logger, registry: prometheus.NewRegistry()}
+	for _, s := range cfg.Node.Addresses {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("node.addresses: %w", err)
+		}
+		a.configured = append(a.configured, addr)
+	}
+	a.health = health.New(health.Config{
+		Ready: []string{condEnrolled, condTunnel, condBootstrap, condKubelet}, BeatLimit: beatLimit, Logger: o.Logger,
+	})
+	a.registry.MustRegister(a.health.Collector(), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.metrics = newMetrics(a.registry)
+	a.generation = newGeneration(cfg.StateDir, o.Logger)
+	a.joiner = join.New(join.Config{
+		StateDir: cfg.StateDir, Bundle: o.Bundle, Endpoint: cfg.Tunnel.Endpoint, Hostname: name, Version: version.Version,
+		APIAddress: cfg.APIAddress,
+		Kubelet: join.Kubelet{
+			RootDir: cfg.Kubelet.RootDir, Port: cfg.Kubelet.Port, Addresses: a.configured,
+			ExtraArgs: cfg.Kubelet.ExtraArgs, Overlay: cfg.Kubelet.Config,
+		},
+		StopOnRefusal: o.StopOnRefusal,
+		Report:        a.progress, Beat: a.beatBeforeTunnel,
+		Metrics: join.NewMetrics(a.registry), Logger: o.Logger,
+	})
+	a.client = a.newClient()
+	return a, nil
+}
+
+// nodeName is the name asked for: the configured one, or the host's.
+func nodeName(configured string) (string, error) {
+	if configured != "" {
+		return configured, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("the host has no name: %w; set node.name", err)
+	}
+	return strings.ToLower(name), nil
+}
+
+// ReadBundle reads a join bundle from a file.
+func ReadBundle(path string) (join.Bundle, error) {
+	b, err := config.LoadJoinBundle(path)
+	if config.IsAbsent(err) {
+		return join.Bundle{}, fmt.Errorf("no join bundle at %s: make one with `broker token create` and put it there", path)
+	}
+	if err != nil {
+		return join.Bundle{}, err
+	}
+	return BundleOf(b), nil
+}
+
+// BundleOf converts a decoded bundle.
+func BundleOf(b *config.JoinBundle) join.Bundle {
+	return join.Bundle{Endpoint: b.Endpoint, Tenant: b.Tenant, Token: b.Token, CACertHashes: b.CACertHashes}
+}
+
+// newClient makes the tunnel's client, which keeps one session to the broker once it runs.
+func (a *Agent) newClient() *tunnel.Client {
+	dials := &kubeletDialer{policy: a.policy, logger: a.logger, metrics: a.metrics}
+	shared := tunnel.NewMetrics(a.registry)
+	return tunnel.NewClient(tunnel.ClientConfig{
+		Dialer: func() *tunnel.Dialer {
+			return &tunnel.Dialer{
+				Endpoint: a.endpoint(), TLS: a.joiner.TLS(), Transport: tunnel.Transport(a.cfg.Tunnel.Transport),
+				Config: tunnel.Config{
+					Hello: a.hello, Handler: dials.handle,
+					HeartbeatInterval: a.cfg.Tunnel.HeartbeatInterval.Duration, HeartbeatTimeout: a.cfg.Tunnel.HeartbeatTimeout.Duration,
+					Logger: a.logger, Metrics: shared,
+				},
+			}
+		},
+		OnUp: a.tunnelUp, OnDown: a.tunnelDown,
+		Tick: a.health.Beat, TickInterval: tickInterval,
+		Logger: a.logger,
+	})
+}
+
+// endpoint is the broker's address: the configured one, or the one enrolled at.
+func (a *Agent) endpoint() string {
+	if a.cfg.Tunnel.Endpoint != "" {
+		return a.cfg.Tunnel.Endpoint
+	}
+	if id := a.identity.Load(); id != nil {
+		return id.Endpoint
+	}
+	return ""
+}
+
+// hello is what the node says of itself at the start of each session. The addresses are looked at anew:
+// the box may have been carried to another network.
+func (a *Agent) hello() wire.Hello {
+	addrs := nodeAddresses(context.Background(), a.configured, a.endpoint())
+	a.addresses.Store(&addrs)
+	h := wire.Hello{Version: version.Version, Addresses: addrs, Generation: a.generation.next(), KubeletPort: uint16(a.cfg.Kubelet.Port)}
+	if id := a.identity.Load(); id != nil {
+		h.Node = id.Node
+	}
+	return h
+}
+
+// policy is the dial policy as things are now.
+func (a *Agent) policy() policy {
+	p := policy{
+		port: uint16(a.cfg.Kubelet.Port),
+		addresses: func() []netip.Addr {
+			if l := a.addresses.Load(); l != nil {
+				return *l
+			}
+			return nil
+		},
+		kubelet: func() netip.AddrPort {
+			if at := a.kubeletAt.Load(); at != nil {
+				return *at
+			}
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(a.cfg.Kubelet.Port))
+		},
+	}
+	if id := a.identity.Load(); id != nil {
+		p.node = id.Node
+	}
+	return p
+}
+
+func (a *Agent) tunnelUp(s *tunnel.Session) {
+	a.session.Store(s)
+	a.metrics.up.Set(1)
+	a.health.Set(condTunnel, health.True, "Up", fmt.Sprintf("connected to %s by %s", a.endpoint(), s.Transport()))
+}
+
+func (a *Agent) tunnelDown(err error) {
+	a.session.Store(nil)
+	a.metrics.up.Set(0)
+	message := fmt.Sprintf("no connection to %s, trying again", a.endpoint())
+	if err != nil {
+		message += ": " + err.Error()
+	}
+	a.health.Set(condTunnel, health.False, "Down", message)
+}
+
+// beatBeforeTunnel stands for the tunnel's beat while there is no tunnel yet: enrolling is then all that
+// the program does.
+func (a *Agent) beatBeforeTunnel() {
+	if !a.tunnelRuns.Load() {
+		a.health.Beat()
+	}
+}
+
+// progress turns a report of pkg/join into a condition.
+func (a *Agent) progress(p join.Progress) {
+	cond := map[join.Step]string{join.StepEnrol: condEnrolled, join.StepBootstrap: condBootstrap}[p.Step]
+	if p.Err == nil {
+		if a.health.Get(cond).Reason == "Failing" {
+			return // why the last attempt failed says more than that there is another
+		}
+		a.health.Set(cond, health.False, "InProgress", p.Doing)
+		return
+	}
+	message := p.Err.Error()
+	if p.RetryIn > 0 {
+		message += fmt.Sprintf(" (trying again in %s)", p.RetryIn.Round(100*time.Millisecond))
+	}
+	// The log has each attempt; the condition changes with the reason only, so it is said here.
+	a.logger.Warn("joining: "+string(p.Step)+" failed", "err", p.Err, "retry_in", p.RetryIn.Round(time.Millisecond).String())
+	a.health.Set(cond, health.False, "Failing", message)
+}
+
+// enrolled makes an identity known to all parts.
+func (a *Agent) enrolled(id *join.Identity) {
+	a.identity.Store(id)
+	a.metrics.expiry.Set(float64(id.NotAfter().Unix()))
+	a.health.Set(condEnrolled, health.True, "Enrolled", fmt.Sprintf("node %s of tenant %s", id.Node, id.Tenant))
+}
+
+// group runs functions until the first of them fails or ctx ends, and waits for all.
+type group struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+}
+
+func newGroup(ctx context.Context) *group {
+	ctx, cancel := context.WithCancelCause(ctx)
+	return &group{ctx: ctx, cancel: cancel}
+}
+
+func (g *group) start(f func(context.Context) error) {
+	g.wg.Go(func() {
+		if err := f(g.ctx); err != nil && !errors.Is(err, context.Canceled) {
+			g.cancel(err)
+		}
+	})
+}
+
+// wait returns what ended the group; nil if it was the surrounding context.
+func (g *group) wait(outer context.Context) error {
+	<-g.ctx.Done()
+	g.wg.Wait()
+	if outer.Err() != nil {
+		return nil
+	}
+	if err := context.Cause(g.ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}

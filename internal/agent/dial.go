@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// dialTimeout bounds a dial to the kubelet, which is on this machine: what takes longer is stuck.
+const dialTimeout = 5 * time.Second
+
+// kubeletDialer answers the broker's requests for connections into this node.
+type kubeletDialer struct {
+	policy  func() policy // asked for each request
+	logger  *slog.Logger
+	metrics *metrics
+}
+
+// handle is the tunnel's handler for streams that the broker opens.
+func (d *kubeletDialer) handle(ctx context.Context, _ *tunnel.Session, r *tunnel.Request) {
+	conn, code, err := d.dial(ctx, r.Kind, r.Target)
+	d.metrics.dial(code)
+	if err != nil {
+		d.logger.Info("refused a connection from the broker", "target", r.Target, "code", code.String(), "err", err)
+		_ = r.Refuse(code, err.Error())
+		return
+	}
+	stream, err := r.Accept()
+	if err != nil {
+		conn.Close()
+		return
+	}
+	_, _, _ = splice.Splice(stream, conn) // how it ended, both ends have been told
+}
+
+// dial decides and dials; the code is the answer.
+func (d *kubeletDialer) dial(ctx context.Context, kind wire.Kind, target string) (net.Conn, wire.Code, error) {
+	if kind != wire.KindDial {
+		return nil, wire.BadRequest, fmt.Errorf("a node takes requests to dial only, not %s", kind)
+	}
+	addr, err := d.policy().permit(target)
+	if err != nil {
+		return nil, wire.Denied, err
+	}
+	dialer := net.Dialer{Timeout: dialTimeout}
+	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	if err == nil {
+		return conn, wire.OK, nil
+	}
+	return nil, dialCode(err), dialError(addr, err)
+}
+
+func dialCode(err error) wire.Code {
+	var timeout interface{ Timeout() bool }
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return wire.DialTimeout
+	}
+	if errors.Is(err, context.Canceled) {
+		return wire.Canceled
+	}
+	return wire.DialRefused
+}
+
+// dialError says it for whoever typed `kubectl logs`.
+func dialError(addr netip.AddrPort, err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("nothing listens on the node's %s: its kubelet is not running (yet); see `edge-agent status` there", addr)
+	}
+	return fmt.Errorf("the node's kubelet at %s can't be reached: %w", addr, err)
+}

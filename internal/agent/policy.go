@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// policy is the node's own say in what the tunnel may dial here. It permits one thing, the node's own
+// kubelet, and only by the names the API server knows it by; everything else is denied.
+//
+// Two things make it hold. A target is compared, never resolved: no DNS answer, number form or alias can
+// stand for a permitted name. And what is dialled is not the target, but the address at which this agent
+// has its kubelet listen, so that even a wrong verdict would reach nothing else.
+type policy struct {
+	node      string              // the node's name
+	port      uint16              // the kubelet's
+	addresses func() []netip.Addr // what the node's hello attests
+	kubelet   func() netip.AddrPort
+}
+
+// errDenied is what every denial says besides its reason, so that whoever sees it knows whose it is.
+var errDenied = errors.New("denied by the node's dial policy")
+
+// permit returns where to dial for target, "host:port".
+func (p policy) permit(target string) (netip.AddrPort, error) {
+	host, port, err := splitTarget(target)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%w: %v", errDenied, err)
+	}
+	if port != p.port {
+		return netip.AddrPort{}, fmt.Errorf("%w: port %d is not the kubelet's (%d)", errDenied, port, p.port)
+	}
+	if sameName(host, p.node) || p.ownAddress(host) {
+		return p.kubelet(), nil
+	}
+	return netip.AddrPort{}, fmt.Errorf("%w: %q is neither the name nor an address of node %s", errDenied, host, p.node)
+}
+
+// ownAddress tells whether host is one of the node's addresses, in canonical form. netip takes no
+// decimal, octal, hexadecimal or shortened forms; IPv4 in IPv6 and zones are turned away here.
+func (p policy) ownAddress(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	if err != nil || addr.Is4In6() || addr.Zone() != "" || !attestable(addr) {
+		return false
+	}
+	for _, own := range p.addresses() {
+		if own == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// attestable tells whether an address can be a node's at all: other machines must be able to mean this
+// one by it.
+func attestable(a netip.Addr) bool {
+	return a.IsValid() && a.IsGlobalUnicast() && !a.IsLoopback() && !a.Is4In6() && a.Zone() == ""
+}
+
+// sameName compares names as DNS does, in ASCII only: Unicode folding would find more names equal.
+func sameName(a, b string) bool {
+	if len(a) != len(b) || a == "" {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// splitTarget takes "host:port" or "[ipv6]:port" apart, more strictly than net.SplitHostPort: one form
+// for each target.
+func splitTarget(target string) (host string, port uint16, err error) {
+	i := strings.LastIndexByte(target, ':')
+	if i <= 0 {
+		return "", 0, fmt.Errorf("target %.100q is not host:port", target)
+	}
+	host, digits := target[:i], target[i+1:]
+	n, err := strconv.ParseUint(digits, 10, 16)
+	if err != nil || n == 0 || strconv.FormatUint(n, 10) != digits {
+		return "", 0, fmt.Errorf("target %.100q has no valid port", target)
+	}
+	bracketed := strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]")
+	if bracketed {
+		host = host[1 : len(host)-1]
+	}
+	if bracketed != strings.Contains(host, ":") || strings.ContainsAny(host, "[]") {
+		return "", 0, fmt.Errorf("target %.100q is not host:port", target)
+	}
+	return host, uint16(n), nil
+}

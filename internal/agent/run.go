@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/pkg/health"
+	"github.com/mooring-edge/mooring/pkg/join"
+	"github.com/mooring-edge/mooring/pkg/join/kubelet"
+)
+
+// Run does the agent's work until ctx ends. The kubelet runs on.
+func (a *Agent) Run(ctx context.Context) error {
+	unlock, err := a.lock("run")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	local, err := a.listen(true)
+	if err != nil {
+		return err
+	}
+	defer local.close()
+
+	g := newGroup(ctx)
+	g.start(a.health.Run)
+	g.start(func(ctx context.Context) error { return a.serveAPI(ctx, local.api) })
+	g.start(func(ctx context.Context) error { return a.serveAdmin(ctx, local.admin) })
+	if local.health != nil {
+		g.start(func(ctx context.Context) error { return a.serveHealth(ctx, local.health) })
+	}
+	g.start(func(ctx context.Context) error { return a.work(ctx, g) })
+	return g.wait(ctx)
+}
+
+// Join enrols and bootstraps, then returns; the kubelet's files are there, but it is not started.
+func (a *Agent) Join(ctx context.Context) (*join.Identity, error) {
+	unlock, err := a.lock("join")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	local, err := a.listen(false)
+	if err != nil {
+		return nil, err
+	}
+	defer local.close()
+
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g := newGroup(inner)
+	g.start(func(ctx context.Context) error { return a.serveAPI(ctx, local.api) })
+	var id *join.Identity
+	g.start(func(ctx context.Context) error {
+		defer cancel()
+		var err error
+		if id, err = a.joiner.Enrol(ctx); err != nil {
+			return err
+		}
+		a.enrolled(id)
+		g.start(a.runTunnel)
+		rec, err := a.joiner.Bootstrap(ctx, id)
+		if err != nil {
+			return err
+		}
+		_, err = a.render(rec)
+		return err
+	})
+	<-g.ctx.Done()
+	g.wg.Wait()
+	if err := context.Cause(g.ctx); !errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	return id, ctx.Err()
+}
+
+// lock prepares the state directory and takes it for this process.
+func (a *Agent) lock(command string) (func(), error) {
+	if err := join.PrepareStateDir(a.cfg.StateDir); err != nil {
+		// An enrolled box goes on without a disk that it can write to: better a node without
+		// renewals than no node.
+		if _, idErr := a.joiner.LoadIdentity(); idErr != nil {
+			return nil, err
+		}
+		a.logger.Error("going on without: nothing new can be kept", "err", err)
+	}
+	l, err := AcquireLock(a.cfg.StateDir, command)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = l.Release() }, nil
+}
+
+// listeners are the agent's local sockets.
+type listeners struct{ api, admin, health net.Listener }
+
+func (l listeners) close() {
+	for _, x := range []net.Listener{l.api, l.admin, l.health} {
+		if x != nil {
+			x.Close()
+		}
+	}
+}
+
+// listen opens the sockets, so that a port in use is found out before anything is begun.
+func (a *Agent) listen(all bool) (l listeners, err error) {
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.api, err = net.Listen("tcp", a.cfg.APIAddress); err != nil {
+		return l, fmt.Errorf("local API endpoint: %w; free the port, or set apiAddress", err)
+	}
+	if !all {
+		return l, nil
+	}
+	if l.admin, err = listenUnix(a.cfg.Socket); err != nil {
+		return l, err
+	}
+	if a.cfg.HealthAddress != "" {
+		if l.health, err = net.Listen("tcp", a.cfg.HealthAddress); err != nil {
+			return l, fmt.Errorf("health endpoint: %w; free the port, or set healthAddress", err)
+		}
+	}
+	return l, nil
+}
+
+func (a *Agent) serveAPI(ctx context.Context, l net.Listener) error {
+	return (&apiEndpoint{a.client, a.logger, a.metrics}).serve(ctx, l)
+}
+
+func (a *Agent) runTunnel(ctx context.Context) error {
+	a.tunnelRuns.Store(true)
+	if a.session.Load() == nil {
+		a.health.Set(condTunnel, health.False, "Dialling", "connecting to "+a.endpoint())
+	}
+	return a.client.Run(ctx)
+}
+
+// work brings the node up, step by step, then keeps its certificates in order.
+func (a *Agent) work(ctx context.Context, g *group) error {
+	a.warnOfOtherTenant()
+	runner := &runner{agent: a, group: g}
+	// From disk alone first: neither broker nor API server need be there for a kubelet that has its files.
+	if id, err := a.joiner.LoadIdentity(); err == nil {
+		a.enrolled(id)
+		if rec, err := a.joiner.Ready(id); err == nil {
+			if err := runner.run(rec); err != nil {
+				return err
+			}
+		}
+	}
+	id, err := a.joiner.Enrol(ctx)
+	if err != nil {
+		return err
+	}
+	a.enrolled(id)
+	g.start(a.runTunnel)
+	for {
+		rec, err := a.joiner.Bootstrap(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := runner.run(rec); err != nil {
+			return err
+		}
+		pause(ctx, maintainInterval)
+		if ctx.Err() != nil {
+			return nil
+		}
+		id = a.maintain(ctx, id)
+	}
+}
+
+// maintain renews the node certificate when two thirds of its life have passed.
+func (a *Agent) maintain(ctx context.Context, id *join.Identity) *join.Identity {
+	if time.Now().Before(id.RenewAt()) {
+		return id
+	}
+	renewed, err := a.joiner.Renew(ctx)
+	if err != nil {
+		left := time.Until(id.NotAfter()).Round(time.Minute)
+		a.logger.Warn("the node certificate can't be renewed so far", "expires_in", left.String(), "err", err)
+		return id
+	}
+	a.enrolled(renewed)
+	return renewed
+}
+
+// warnOfOtherTenant says what happens to a join file that was put on a box that is enrolled elsewhere:
+// nothing.
+func (a *Agent) warnOfOtherTenant() {
+	id, err := a.joiner.LoadIdentity()
+	if err != nil {
+		return
+	}
+	b, err := config.LoadJoinBundle(a.cfg.JoinFile)
+	if err == nil && b.Tenant != id.Tenant {
+		a.logger.Warn("the join file is for another tenant and is not used: this box is enrolled already; `edge-agent reset` frees it",
+			"tenant", id.Tenant, "node", id.Node, "other_tenant", b.Tenant, "file", a.cfg.JoinFile)
+	}
+}
+
+// render writes the kubelet's files.
+func (a *Agent) render(rec *join.Record) (*kubelet.Rendered, error) {
+	r, err := a.joiner.Render(rec)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range r.Warnings {
+		a.logger.Warn("KubeletConfiguration: "+w, "hint", "the kubelet decides whether it knows it")
+	}
+	if _, err := r.Write(); err != nil {
+		return nil, err
+	}
+	a.kubeletAt.Store(&r.DialAddress)
+	return r, nil
+}
