@@ -13,17 +13,22 @@ const (
 	JoinPath        = "/etc/mooring/join.yaml"
 )
 
-// ConfigureAgent writes the agent's configuration: the transport asked for, and the cgroup that keeps
-// this machine's pods apart from those of the others on the same kernel. All else is the default.
-func (b *Box) ConfigureAgent(transport string) error {
+// ConfigureAgent writes the agent's configuration: the transport asked for, the addresses if they are
+// not to be found by itself, and the cgroup that keeps this machine's pods apart from those of the others
+// on the same kernel. All else is the default.
+func (b *Box) ConfigureAgent(transport string, addresses ...string) error {
+	node := ""
+	if len(addresses) > 0 {
+		node = "node:\n  addresses: [" + strings.Join(addresses, ", ") + "]\n"
+	}
 	return b.Write(AgentConfigPath, fmt.Sprintf(`apiVersion: mooring.dev/v1alpha1
 kind: AgentConfiguration
 tunnel:
   transport: %s
-kubelet:
+%skubelet:
   config:
     cgroupRoot: /%s
-`, transport, b.Cgroup))
+`, transport, node, b.Cgroup))
 }
 
 // StartAgent starts edge-agent as a service manager would.

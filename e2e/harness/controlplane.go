@@ -151,8 +151,6 @@ data:
     localStorageCapacityIsolation: false
     imageGCHighThresholdPercent: 100
     evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
-    nodeStatusUpdateFrequency: 4s
-    volumeStatsAggPeriod: 0s
 `
 
 // SetKubeletConfig gives the tenant the ConfigMap from which its kubelets' configuration is made.
