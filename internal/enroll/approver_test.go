@@ -1,0 +1,325 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+
+	"github.com/mooring-edge/mooring/internal/tenant"
+)
+
+// world is what an approver sees: node records and sessions.
+type world struct {
+	mu       sync.Mutex
+	enrolled map[string]bool
+	sessions map[string][]netip.Addr
+}
+
+func newWorld() *world {
+	return &world{enrolled: map[string]bool{testNode: true}, sessions: map[string][]netip.Addr{testNode: testAddrs}}
+}
+
+func (w *world) Get(_ context.Context, tenant, node string) (NodeRecord, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if tenant != "acme" || !w.enrolled[node] {
+		return NodeRecord{}, ErrNodeNotFound
+	}
+	return NodeRecord{Tenant: tenant, Name: node}, nil
+}
+
+func (w *world) NodeAddresses(_, node string) ([]netip.Addr, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a, ok := w.sessions[node]
+	return a, ok
+}
+
+func (w *world) set(f func(*world)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f(w)
+}
+
+func kubernetesService() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: "default"},
+		Spec:       corev1.ServiceSpec{ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1", "fd01::1"}},
+	}
+}
+
+// approving runs an approver in a bubble of its own time, and f beside it.
+func approving(t *testing.T, w *world, client *fake.Clientset, f func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		a := NewApprover(ApproverConfig{
+			Nodes: w, Attester: w, Logger: discard,
+			NewClient: func(tenant.Tenant) (kubernetes.Interface, error) { return client, nil },
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.Run(ctx, someTenant("acme")) }()
+		synctest.Wait()
+		f(t)
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
+func file(t *testing.T, client kubernetes.Interface, k *kubeletRequest) {
+	t.Helper()
+	if _, err := client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), k.build(t), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+func approved(t *testing.T, client kubernetes.Interface, name string) bool {
+	t.Helper()
+	csr, err := client.CertificatesV1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range csr.Status.Conditions {
+		if c.Type != certificatesv1.CertificateApproved || c.Status != corev1.ConditionTrue {
+			t.Errorf("%s has condition %+v: what is not right is left alone", name, c)
+		}
+	}
+	return len(csr.Status.Conditions) == 1
+}
+
+func pass(d time.Duration) {
+	time.Sleep(d) // of the bubble's time
+	synctest.Wait()
+}
+
+func TestApproverApproves(t *testing.T) {
+	client := fake.NewClientset(kubernetesService(),
+		bootstrapSecret(testNode, "abcdef", "x", time.Now()), bootstrapSecret("edge-2", "ghijkl", "x", time.Now()))
+	approving(t, newWorld(), client, func(t *testing.T) {
+		file(t, client, clientRequest())
+		if !approved(t, client, "csr-client") {
+			t.Error("the client request is not approved")
+		}
+		if s := secretNames(t, client); !slices.Equal(s, []string{"bootstrap-token-abcdef", "bootstrap-token-ghijkl"}) {
+			t.Errorf("bootstrap tokens %v before the kubelet is in", s)
+		}
+		file(t, client, servingRequest())
+		if !approved(t, client, "csr-serving") {
+			t.Error("the serving request is not approved")
+		}
+		if s := secretNames(t, client); !slices.Equal(s, []string{"bootstrap-token-ghijkl"}) {
+			t.Errorf("bootstrap tokens left: %v, want the other node's alone", s)
+		}
+	})
+}
+
+func TestApproverFindsWhatWasThere(t *testing.T) {
+	client := fake.NewClientset(kubernetesService(), servingRequest().build(t))
+	approving(t, newWorld(), client, func(t *testing.T) {
+		pass(5 * time.Second)
+		if !approved(t, client, "csr-serving") {
+			t.Error("not approved")
+		}
+	})
+}
+
+func TestApproverLeavesAlone(t *testing.T) {
+	for name, tc := range map[string]struct {
+		k     *kubeletRequest
+		edit  edit
+		world func(*world)
+	}{
+		"not enrolled, client":  {clientRequest(), nil, func(w *world) { w.enrolled = nil }},
+		"not enrolled, serving": {servingRequest(), nil, func(w *world) { w.enrolled = nil }},
+		"no session":            {servingRequest(), nil, func(w *world) { w.sessions = nil }},
+		"other addresses":       {servingRequest(), nil, func(w *world) { w.sessions[testNode] = testAddrs[1:] }},
+		"foreign SAN":           {servingRequest(), func(k *kubeletRequest) { k.template.DNSNames = []string{"edge-2"} }, nil},
+		"other node's token":    {clientRequest(), func(k *kubeletRequest) { k.object.Spec.Groups = []string{bootstrapGroup, nodeGroup("edge-2")} }, nil},
+		"damaged":               {clientRequest(), func(k *kubeletRequest) { k.pem = damagedSignature }, nil},
+		"node called as the API server": {servingRequest(), func(k *kubeletRequest) {
+			k.template.Subject, k.template.DNSNames = nodeSubject("acme.edge.example"), []string{"acme.edge.example"}
+			k.object.Spec.Username = nodeUserPrefix + "acme.edge.example"
+		}, func(w *world) {
+			w.enrolled["acme.edge.example"], w.sessions["acme.edge.example"] = true, testAddrs
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			if tc.world != nil {
+				tc.world(w)
+			}
+			if tc.edit != nil {
+				tc.edit(tc.k)
+			}
+			client := fake.NewClientset(kubernetesService())
+			approving(t, w, client, func(t *testing.T) {
+				file(t, client, tc.k)
+				pass(10 * time.Minute)
+				if approved(t, client, tc.k.object.Name) {
+					t.Error("approved")
+				}
+				events, err := client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+				if err != nil || len(events.Items) != 1 || events.Items[0].Message == "" {
+					t.Errorf("events %+v, %v; want one that says why", events, err)
+				}
+			})
+		})
+	}
+}
+
+// A kubelet that asks before its session is up, or before its record is there, is served once it is.
+func TestApproverWaitsForTheSession(t *testing.T) {
+	w := newWorld()
+	w.sessions = map[string][]netip.Addr{}
+	client := fake.NewClientset(kubernetesService())
+	approving(t, w, client, func(t *testing.T) {
+		file(t, client, servingRequest())
+		pass(time.Hour)
+		if approved(t, client, "csr-serving") {
+			t.Fatal("approved without a session")
+		}
+		w.set(func(w *world) { w.sessions[testNode] = testAddrs })
+		pass(defaultRecheck)
+		if !approved(t, client, "csr-serving") {
+			t.Error("not approved though the session is up")
+		}
+	})
+}
+
+func TestApproverAPIServerDown(t *testing.T) {
+	client := fake.NewClientset(kubernetesService())
+	var mu sync.Mutex
+	down := true
+	client.PrependReactor("*", "*", func(k8stesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if down {
+			return true, nil, errors.New("connection refused")
+		}
+		return false, nil, nil
+	})
+	approving(t, newWorld(), client, func(t *testing.T) {
+		pass(10 * time.Minute)
+		mu.Lock()
+		down = false
+		mu.Unlock()
+		file(t, client, servingRequest())
+		pass(2 * time.Minute)
+		if !approved(t, client, "csr-serving") {
+			t.Error("not approved after the API server came back")
+		}
+		if n := len(bindingsOf(t, client)); n != 3 {
+			t.Errorf("%d bindings, want 3", n)
+		}
+	})
+}
+
+func TestEnsureBindings(t *testing.T) {
+	wrongRole := binding("mooring:selfnodeclient", "cluster-admin", rbacv1.GroupKind, nodesGroup)
+	wrongSubject := binding("mooring:kubelet-api-admin", "system:kubelet-api-admin", rbacv1.GroupKind, "system:authenticated")
+	client := fake.NewClientset(&wrongRole, &wrongSubject)
+	for range 2 {
+		if err := ensureBindings(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := bindingsOf(t, client)
+	for _, want := range bindings() {
+		b := got[want.Name]
+		if b.RoleRef != want.RoleRef || !slices.Equal(b.Subjects, want.Subjects) {
+			t.Errorf("%s is %+v %+v", want.Name, b.RoleRef, b.Subjects)
+		}
+	}
+	client.ClearActions()
+	if err := ensureBindings(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range client.Actions() {
+		if a.GetVerb() != "get" {
+			t.Errorf("%s %s though all is right", a.GetVerb(), a.GetResource().Resource)
+		}
+	}
+}
+
+// Fault 28: a node that floods waits for itself alone.
+func TestFault28CSRFlood(t *testing.T) {
+	w := newWorld()
+	w.enrolled["flood"], w.sessions["flood"] = true, testAddrs
+	client := fake.NewClientset(kubernetesService())
+	approving(t, w, client, func(t *testing.T) {
+		const flood = 50
+		for i := range flood {
+			k := servingRequest()
+			k.template.Subject, k.template.DNSNames = nodeSubject("flood"), []string{"flood"}
+			k.object.Name, k.object.UID, k.object.Spec.Username = fmt.Sprint("flood-", i), types.UID(fmt.Sprint(i)), nodeUserPrefix+"flood"
+			if _, err := client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), k.build(t), metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file(t, client, servingRequest())
+		if !approved(t, client, "csr-serving") {
+			t.Error("the other node waits")
+		}
+		n := 0
+		for i := range flood {
+			if approved(t, client, fmt.Sprint("flood-", i)) {
+				n++
+			}
+		}
+		if n != nodeApprovalBurst {
+			t.Errorf("%d of the flood approved at once, want %d", n, nodeApprovalBurst)
+		}
+		pass(10 * time.Minute)
+		for i := range flood {
+			if !approved(t, client, fmt.Sprint("flood-", i)) {
+				t.Fatalf("flood-%d never approved", i)
+			}
+		}
+	})
+}
+
+func secretNames(t *testing.T, client kubernetes.Interface) []string {
+	t.Helper()
+	l, err := client.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, s := range l.Items {
+		out = append(out, s.Name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func bindingsOf(t *testing.T, client kubernetes.Interface) map[string]rbacv1.ClusterRoleBinding {
+	t.Helper()
+	l, err := client.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]rbacv1.ClusterRoleBinding{}
+	for _, b := range l.Items {
+		out[b.Name] = b
+	}
+	return out
+}
