@@ -1,0 +1,117 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/tenant"
+)
+
+// feed is a TenantFeed that a test drives.
+type feed struct {
+	fn func(tenant.Tenant, bool)
+}
+
+func (f *feed) Subscribe(fn func(tenant.Tenant, bool)) func() {
+	f.fn = fn
+	fn(someTenant("there"), false)
+	return func() { f.fn = nil }
+}
+
+// runs counts the runs of each tenant that are going, and that have been.
+type runs struct {
+	mu     sync.Mutex
+	live   map[string]int
+	starts map[string]int
+	last   map[string]tenant.Tenant
+}
+
+func (r *runs) run(ctx context.Context, t tenant.Tenant) error {
+	r.mu.Lock()
+	r.live[t.Name]++
+	r.starts[t.Name]++
+	r.last[t.Name] = t
+	both := r.live[t.Name] > 1
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.live[t.Name]--
+	}()
+	if both {
+		panic("two runs of one tenant")
+	}
+	switch t.Name {
+	case "broken":
+		return errors.New("broken")
+	case "slow": // takes its time to end
+		<-ctx.Done()
+		time.Sleep(time.Minute)
+		return ctx.Err()
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (r *runs) want(t *testing.T, live map[string]int) {
+	t.Helper()
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, n := range live {
+		if r.live[name] != n {
+			t.Errorf("%d runs of %s, want %d", r.live[name], name, n)
+		}
+	}
+}
+
+func TestManager(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &runs{live: map[string]int{}, starts: map[string]int{}, last: map[string]tenant.Tenant{}}
+		f := &feed{}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- NewManager(f, r.run, discard).Run(ctx) }()
+		r.want(t, map[string]int{"there": 1})
+
+		f.fn(someTenant("slow"), false)
+		f.fn(someTenant("broken"), false)
+		r.want(t, map[string]int{"there": 1, "slow": 1, "broken": 0})
+		pass(10 * time.Minute)
+		r.mu.Lock()
+		if r.starts["there"] != 1 || r.starts["broken"] < 5 || r.starts["broken"] > 30 {
+			t.Errorf("starts %v: a broken tenant is tried again, with pauses, and touches no other", r.starts)
+		}
+		r.mu.Unlock()
+
+		changed := someTenant("slow")
+		changed.Address = "203.0.113.9:1"
+		f.fn(changed, false)
+		f.fn(someTenant("new"), false) // does not wait for the slow one's end
+		r.want(t, map[string]int{"slow": 1, "new": 1, "there": 1})
+		pass(2 * time.Minute)
+		r.want(t, map[string]int{"slow": 1})
+		r.mu.Lock()
+		if r.starts["slow"] != 2 || r.last["slow"].Address != changed.Address || r.starts["there"] != 1 {
+			t.Errorf("starts %v, last %+v", r.starts, r.last["slow"])
+		}
+		r.mu.Unlock()
+
+		f.fn(someTenant("there"), true)
+		f.fn(someTenant("unknown"), true)
+		f.fn(someTenant("broken"), true)
+		r.want(t, map[string]int{"there": 0, "broken": 0, "new": 1})
+		f.fn(someTenant("there"), false)
+		r.want(t, map[string]int{"there": 1})
+
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) || f.fn != nil {
+			t.Errorf("Run = %v, still subscribed: %v", err, f.fn != nil)
+		}
+		r.want(t, map[string]int{"there": 0, "new": 0, "slow": 0})
+	})
+}

@@ -1,0 +1,430 @@
+package enroll
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/tenant"
+)
+
+// bench is a Server on real TLS, over the real store, with a fake API server for each tenant.
+type bench struct {
+	t      *testing.T
+	clk    *clock
+	ca     *pki.CA
+	tokens *Tokens
+	nodes  *Nodes
+	kube   *fake.Clientset
+	minter Minter
+	reg    *prometheus.Registry
+	log    *lockedBuffer
+	url    string
+	server *Server
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
+	t.Helper()
+	b := &bench{t: t, clk: newClock(), kube: fake.NewClientset(), reg: prometheus.NewRegistry(), log: &lockedBuffer{}}
+	var err error
+	if b.ca, err = pki.NewCA("example.org", b.clk.now()); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t)
+	b.tokens, b.nodes = NewTokens(s, b.clk.now, discard), NewNodes(s, discard)
+	tenants := fixedTenants{"acme": someTenant("acme"), "beta": someTenant("beta")}
+	clients := NewClients(tenants, func(tenant.Tenant) (kubernetes.Interface, error) { return b.kube, nil })
+	cfg := ServerConfig{
+		Issuer: b.ca, Roots: b.ca.Pool, Tokens: b.tokens, Nodes: b.nodes, Tenants: tenants, Clients: clients,
+		Minter: NewMinter(clients, b.clk.now), Now: b.clk.now, Metrics: NewMetrics(b.reg),
+		Logger: slog.New(slog.NewTextHandler(b.log, nil)),
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	b.minter = cfg.Minter
+	b.server = NewServer(cfg)
+	cert, err := b.ca.IssueBroker("b", []string{"localhost"}, nil, b.clk.now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts := httptest.NewUnstartedServer(b.server)
+	// Deliberately the laxest TLS that may be put in front: certificates asked for, none verified.
+	ts.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13}
+	ts.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	ts.StartTLS()
+	t.Cleanup(ts.Close)
+	b.url = ts.URL
+	return b
+}
+
+// post sends body (a string as it is, all else as JSON) with the client certificate, if any.
+func (b *bench) post(path string, cert *tls.Certificate, body any) (int, []byte) {
+	b.t.Helper()
+	raw, ok := body.(string)
+	if !ok {
+		j, err := json.Marshal(body)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		raw = string(j)
+	}
+	cfg := &tls.Config{RootCAs: b.ca.Pool(), ServerName: "localhost", Time: b.clk.now}
+	if cert != nil {
+		cfg.Certificates = []tls.Certificate{*cert}
+	}
+	tr := &http.Transport{TLSClientConfig: cfg}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr, Timeout: patience}).Post(b.url+path, "application/json", strings.NewReader(raw))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	out, err := io.ReadAll(resp.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return resp.StatusCode, out
+}
+
+func (b *bench) request(tok enrollapi.Token, key *ecdsa.PrivateKey, host string) enrollapi.EnrolRequest {
+	b.t.Helper()
+	csr, err := pki.MakeCSR(key, "system:masters")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return enrollapi.EnrolRequest{Token: tok.String(), Tenant: "acme", CSR: string(csr), Hostname: host}
+}
+
+// enrol makes a node and returns its certificate.
+func (b *bench) enrol(host string) tls.Certificate {
+	b.t.Helper()
+	key := newKey(b.t)
+	status, body := b.post(enrollapi.PathEnrol, nil, b.request(createToken(b.t, b.tokens, TokenSpec{Tenant: "acme", Labels: map[string]string{"a": "b"}}), key, host))
+	var resp enrollapi.EnrolResponse
+	if err := json.Unmarshal(body, &resp); err != nil || status != 200 {
+		b.t.Fatalf("enrol: %d %s", status, body)
+	}
+	block, _ := pem.Decode([]byte(resp.Certificate))
+	return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}
+}
+
+func wantError(t *testing.T, status int, body []byte, code enrollapi.ErrorCode) enrollapi.Error {
+	t.Helper()
+	var e enrollapi.Error
+	if err := json.Unmarshal(body, &e); err != nil {
+		t.Fatalf("answer %d %q: %v", status, body, err)
+	}
+	if e.Code != code || status < 400 || e.Message == "" {
+		t.Errorf("answer %d %+v, want %s", status, e, code)
+	}
+	return e
+}
+
+func TestServerEnrol(t *testing.T) {
+	b := newBench(t, nil)
+	key := newKey(t)
+	tok := createToken(t, b.tokens, TokenSpec{Tenant: "acme"})
+	for _, outcome := range []string{"enrolled", "again"} {
+		status, body := b.post(enrollapi.PathEnrol, nil, b.request(tok, key, "Edge-1"))
+		var resp enrollapi.EnrolResponse
+		if err := json.Unmarshal(body, &resp); err != nil || status != 200 {
+			t.Fatalf("answer %d %s", status, body)
+		}
+		block, _ := pem.Decode([]byte(resp.Certificate))
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := pki.ParseIdentity(cert)
+		if err != nil || id.String() != "spiffe://example.org/tenant/acme/node/edge-1" || resp.Node != "edge-1" || resp.CABundle != string(b.ca.CertPEM()) {
+			t.Errorf("identity %v, %v; answer %+v", id, err, resp)
+		}
+		if err := b.nodes.Authorize(t.Context(), id, cert); err != nil {
+			t.Error(err)
+		}
+		rec, err := b.nodes.Get(t.Context(), "acme", "edge-1")
+		if err != nil || !rec.CertificateNotAfter.Equal(cert.NotAfter) {
+			t.Errorf("record says %v, certificate %v (%v)", rec.CertificateNotAfter, cert.NotAfter, err)
+		}
+		if n := testutil.ToFloat64(b.server.cfg.Metrics.enrolments.WithLabelValues(outcome)); n != 1 {
+			t.Errorf("%v counted as %s", n, outcome)
+		}
+	}
+	if strings.Contains(b.log.String(), tok.Secret) {
+		t.Error("the log holds the token's secret")
+	}
+}
+
+// All that may be wrong with a token has its own line in the log, and one answer for the box.
+func TestServerRefusesAlike(t *testing.T) {
+	b := newBench(t, nil)
+	short := createToken(t, b.tokens, TokenSpec{Tenant: "acme", TTL: time.Minute})
+	used := createToken(t, b.tokens, TokenSpec{Tenant: "acme"})
+	revoked := createToken(t, b.tokens, TokenSpec{Tenant: "acme"})
+	beta := createToken(t, b.tokens, TokenSpec{Tenant: "beta"})
+	if status, body := b.post(enrollapi.PathEnrol, nil, b.request(used, newKey(t), "u")); status != 200 {
+		t.Fatalf("%d %s", status, body)
+	}
+	if err := b.tokens.Revoke(t.Context(), revoked.ID); err != nil {
+		t.Fatal(err)
+	}
+	b.clk.advance(2 * time.Minute)
+	first := ""
+	for _, tc := range []struct {
+		token  string
+		reason Reason
+	}{
+		{"not a token", ReasonMalformed}, {enrollapi.NewToken().String(), ReasonUnknown},
+		{used.ID + "." + short.Secret, ReasonWrongSecret}, {beta.String(), ReasonOtherTenant},
+		{revoked.String(), ReasonRevoked}, {short.String(), ReasonExpired}, {used.String(), ReasonUsedUp},
+	} {
+		req := b.request(used, newKey(t), "x")
+		req.Token = tc.token
+		status, body := b.post(enrollapi.PathEnrol, nil, req)
+		wantError(t, status, body, enrollapi.CodeRefused)
+		if first == "" {
+			first = string(body)
+		}
+		if string(body) != first || status != 403 {
+			t.Errorf("%s: answer %d %s differs from %s", tc.reason, status, body, first)
+		}
+		if n := testutil.ToFloat64(b.server.cfg.Metrics.enrolments.WithLabelValues(string(tc.reason))); n != 1 {
+			t.Errorf("%v counted as %q", n, tc.reason)
+		}
+		if log := b.log.String(); !strings.Contains(log, `reason="`+string(tc.reason)+`"`) && !strings.Contains(log, "reason="+string(tc.reason)) {
+			t.Errorf("the log does not say %q:\n%s", tc.reason, log)
+		}
+	}
+}
+
+func TestServerEnrolErrors(t *testing.T) {
+	b := newBench(t, nil)
+	b.enrol("edge-1")
+	tok := createToken(t, b.tokens, TokenSpec{Tenant: "acme", Uses: 10})
+
+	status, body := b.post(enrollapi.PathEnrol, nil, b.request(tok, newKey(t), "edge-1"))
+	if e := wantError(t, status, body, enrollapi.CodeNameTaken); !strings.Contains(e.Message, "edge-1") {
+		t.Errorf("the answer does not name the node: %s", e.Message)
+	}
+	status, body = b.post(enrollapi.PathEnrol, nil, b.request(tok, newKey(t), "under_score"))
+	wantError(t, status, body, enrollapi.CodeBadRequest)
+	for name, csr := range map[string]string{"none": "", "garbage": "x", "oversized": strings.Repeat("x", maxCSRPEM+1)} {
+		req := b.request(tok, newKey(t), "edge-2")
+		req.CSR = csr
+		status, body := b.post(enrollapi.PathEnrol, nil, req)
+		t.Run("CSR "+name, func(t *testing.T) { wantError(t, status, body, enrollapi.CodeBadRequest) })
+	}
+	for name, in := range map[string]string{
+		"empty": "", "array": "[]", "two values": "{}{}", "cut short": `{"token":`, "wrong type": `{"token":1}`,
+		"too large": `{"token":"` + strings.Repeat("x", enrollapi.MaxBody) + `"}`,
+	} {
+		status, body := b.post(enrollapi.PathEnrol, nil, in)
+		t.Run("body "+name, func(t *testing.T) { wantError(t, status, body, enrollapi.CodeBadRequest) })
+	}
+	status, body = b.post("/v1/other", nil, "{}")
+	if wantError(t, status, body, enrollapi.CodeBadRequest); status != 404 {
+		t.Errorf("unknown path: %d", status)
+	}
+	for _, r := range []*http.Request{
+		httptest.NewRequest("GET", enrollapi.PathEnrol, nil),
+		httptest.NewRequest("POST", enrollapi.PathEnrol, strings.NewReader("a=b")),
+	} {
+		w := httptest.NewRecorder()
+		b.server.ServeHTTP(w, r)
+		wantError(t, w.Code, w.Body.Bytes(), enrollapi.CodeBadRequest)
+	}
+}
+
+func TestServerJoin(t *testing.T) {
+	b := newBench(t, func(c *ServerConfig) { c.KubeletConfig = map[string]any{"maxPods": 20} })
+	cert := b.enrol("edge-1")
+	status, body := b.post(enrollapi.PathJoin, &cert, enrollapi.JoinRequest{KubeletVersion: "v1.37.2"})
+	var resp enrollapi.JoinResponse
+	if err := json.Unmarshal(body, &resp); err != nil || status != 200 {
+		t.Fatalf("answer %d %s", status, body)
+	}
+	if resp.APIServerCA != "the CA of acme" || resp.APIServerName != "acme.edge.example" || resp.Labels["a"] != "b" {
+		t.Errorf("answer %+v", resp)
+	}
+	var cfg map[string]any
+	if err := json.Unmarshal(resp.KubeletConfiguration, &cfg); err != nil || cfg["maxPods"] != 20.0 || cfg["serverTLSBootstrap"] != true {
+		t.Errorf("kubelet configuration %s, %v", resp.KubeletConfiguration, err)
+	}
+	id, secret, _ := strings.Cut(resp.BootstrapToken, ".")
+	s, err := b.kube.CoreV1().Secrets("kube-system").Get(t.Context(), "bootstrap-token-"+id, metav1.GetOptions{})
+	if err != nil || s.StringData["token-secret"] != secret || s.Type != corev1.SecretTypeBootstrapToken {
+		t.Errorf("secret %+v, %v", s, err)
+	}
+	if strings.Contains(b.log.String(), secret) {
+		t.Error("the log holds the bootstrap token")
+	}
+}
+
+func TestServerJoinRefuses(t *testing.T) {
+	b := newBench(t, nil)
+	cert := b.enrol("edge-1")
+	removed := b.enrol("edge-2")
+	if err := b.nodes.Remove(t.Context(), "acme", "edge-2"); err != nil {
+		t.Fatal(err)
+	}
+	rogue, err := pki.NewCA("example.org", b.clk.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := pki.Identity{TrustDomain: "example.org", Role: pki.RoleNode, Tenant: "acme", Name: "edge-1"}
+	issue := func(ca *pki.CA, now time.Time) tls.Certificate {
+		key := newKey(t)
+		p, err := pki.MakeCSR(key, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		csr, err := pki.ParseCSR(p, 1<<16)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := ca.IssueNode(csr, node, now, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(chain)
+		return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}
+	}
+	apiCert, apiKey, err := b.ca.IssueAPIServer("acme", b.clk.now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apiserver, err := tls.X509KeyPair(apiCert, apiKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rogueCert, otherKey := issue(rogue, b.clk.now()), issue(b.ca, b.clk.now())
+	first := ""
+	for name, c := range map[string]*tls.Certificate{
+		"no certificate": nil, "node removed": &removed, "another CA": &rogueCert, "another key": &otherKey, "not a node": &apiserver,
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, body := b.post(enrollapi.PathJoin, c, "{}")
+			wantError(t, status, body, enrollapi.CodeRefused)
+			if first == "" {
+				first = string(body)
+			}
+			if string(body) != first {
+				t.Errorf("answer %s differs from %s", body, first)
+			}
+		})
+	}
+	if n := len(b.kube.Actions()); n != 0 {
+		t.Errorf("the tenant's API server was asked %d times", n)
+	}
+	b.clk.advance(8 * 24 * time.Hour)
+	r := httptest.NewRequest("POST", enrollapi.PathJoin, strings.NewReader("{}"))
+	r.Header.Set("Content-Type", "application/json")
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.TLS = &tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{leaf}}
+	w := httptest.NewRecorder()
+	b.server.ServeHTTP(w, r)
+	wantError(t, w.Code, w.Body.Bytes(), enrollapi.CodeRefused)
+	if !strings.Contains(b.log.String(), "expired") {
+		t.Error("the log does not say that the certificate has expired")
+	}
+}
+
+func TestServerJoinUnavailable(t *testing.T) {
+	b := newBench(t, nil)
+	cert := b.enrol("edge-1")
+	b.kube.PrependReactor("create", "secrets", func(k8stesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("connection refused")
+	})
+	status, body := b.post(enrollapi.PathJoin, &cert, "{}")
+	e := wantError(t, status, body, enrollapi.CodeUnavailable)
+	if strings.Contains(e.Message, "refused") || !strings.Contains(b.log.String(), "connection refused") {
+		t.Errorf("the cause belongs in the log alone: %s", e.Message)
+	}
+}
+
+// blockingMinter holds its callers until released.
+type blockingMinter struct {
+	entered chan struct{}
+	release chan struct{}
+}
+
+func (m *blockingMinter) Mint(context.Context, string, string) (string, time.Time, error) {
+	m.entered <- struct{}{}
+	<-m.release
+	return "abcdef.0123456789abcdef", time.Now(), nil
+}
+
+// Joins that wait for one tenant's API server hold up neither enrolments nor more than their share.
+func TestServerOverloaded(t *testing.T) {
+	m := &blockingMinter{entered: make(chan struct{}, 8), release: make(chan struct{})}
+	b := newBench(t, func(c *ServerConfig) { c.Minter, c.MaxJoinsPerTenant, c.MaxEnrolments = m, 1, 1 })
+	cert := b.enrol("edge-1")
+	done := make(chan int, 1)
+	go func() {
+		status, _ := b.post(enrollapi.PathJoin, &cert, "{}")
+		done <- status
+	}()
+	<-m.entered
+	status, body := b.post(enrollapi.PathJoin, &cert, "{}")
+	wantError(t, status, body, enrollapi.CodeOverloaded)
+	b.enrol("edge-2")
+	close(m.release)
+	if s := <-done; s != 200 {
+		t.Errorf("the first join got %d", s)
+	}
+	if status, body := b.post(enrollapi.PathJoin, &cert, "{}"); status != 200 {
+		t.Errorf("afterwards: %d %s", status, body)
+	}
+	leave, ok := b.server.limit.enter(enrolKey, 1)
+	if !ok {
+		t.Fatal("an enrolment's place was not given back")
+	}
+	defer leave()
+	status, body = b.post(enrollapi.PathEnrol, nil, "{}")
+	wantError(t, status, body, enrollapi.CodeOverloaded)
+}
