@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -52,7 +53,31 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	case err != nil:
 		return nil, err
 	}
-	return showTenant(t, 0, 0), nil
+	return showTenant(t, 0, 0), b.settled(r.Context(), t.Name, true)
+}
+
+// settled waits until the registry, which follows the store, shows a change that was just committed: the
+// operator's next command may build on it.
+func (b *Broker) settled(ctx context.Context, name string, there bool) error {
+	seen := make(chan struct{}, 1)
+	cancel := b.Tenants.Subscribe(func(t tenant.Tenant, deleted bool) {
+		if t.Name == name && deleted != there {
+			select {
+			case seen <- struct{}{}:
+			default:
+			}
+		}
+	})
+	defer cancel()
+	if _, ok := b.Tenants.Get(name); ok == there {
+		return nil
+	}
+	select {
+	case <-seen:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the change of tenant %s to be seen: %w", name, context.Cause(ctx))
+	}
 }
 
 // removeTenant forgets the tenant first, so that no node can enrol or connect while the rest goes.
@@ -62,6 +87,9 @@ func (b *Broker) removeTenant(r *http.Request) (any, error) {
 	if err := b.Tenants.Remove(ctx, name); errors.Is(err, tenant.ErrNotFound) {
 		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", name)}
 	} else if err != nil {
+		return nil, err
+	}
+	if err := b.settled(ctx, name, false); err != nil {
 		return nil, err
 	}
 	if err := b.Purge(ctx, name); err != nil {
