@@ -191,5 +191,5 @@ func ParseGoodbye(p []byte) (Goodbye, error) {
 	if len(p) < 1 || len(p) > 1+MaxMessage {
 		return Goodbye{}, fmt.Errorf("goodbye: %w: %d bytes, want 1 to %d", ErrMalformed, len(p), 1+MaxMessage)
 	}
-	return Goodbye{Code: Code(p[0]), Message: clean(string(p[1:]))}, nil
+	return Goodbye{Code: Code(p[0]), Message: Printable(string(p[1:]))}, nil
 }

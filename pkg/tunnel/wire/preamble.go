@@ -131,7 +131,7 @@ func ReadAnswer(r io.Reader) (Answer, error) {
 	if err := readRest(r, msg); err != nil {
 		return Answer{}, fmt.Errorf("answer: %w", err)
 	}
-	return Answer{Code: Code(head[0]), Message: clean(string(msg))}, nil
+	return Answer{Code: Code(head[0]), Message: Printable(string(msg))}, nil
 }
 
 // readRest fills b with what a header announced: an end before that is never clean.
@@ -156,9 +156,9 @@ func cut(msg string) string {
 	return strings.ToValidUTF8(msg[:MaxMessage], "")
 }
 
-// clean makes a peer's message safe to show: what does not print becomes '?',
+// Printable makes a peer's message safe to show: what does not print becomes '?',
 // which is never longer than what it replaces.
-func clean(msg string) string {
+func Printable(msg string) string {
 	return strings.Map(func(r rune) rune {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return '?'

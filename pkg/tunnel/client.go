@@ -1,0 +1,225 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+const (
+	defaultBackoffMin   = 500 * time.Millisecond
+	defaultBackoffMax   = 60 * time.Second
+	defaultTickInterval = 5 * time.Second
+	// lastingSession is how long a session must have been up for the backoff to start again.
+	lastingSession = 10 * time.Second
+)
+
+// ClientConfig is what a Client needs. The zero value of each field means its default.
+type ClientConfig struct {
+	// Dialer is asked before each attempt. It must be set.
+	Dialer func() *Dialer
+	// OnUp is called with each new session, OnDown with the reason each time one
+	// ended or could not be made; both from the client's loop, which waits. May be nil.
+	OnUp   func(*Session)
+	OnDown func(error)
+	// Tick is called from the client's loop at least every TickInterval (default
+	// 5 s) as long as that loop goes round. May be nil.
+	Tick         func()
+	TickInterval time.Duration
+	// BackoffMin and BackoffMax bound the wait before a new attempt: a random part
+	// of a span that starts at BackoffMin (default 0.5 s), doubles with each failure
+	// up to BackoffMax (default 60 s), and starts again after a session that lasted
+	// 10 s.
+	BackoffMin, BackoffMax time.Duration
+	// Logger defaults to discarding.
+	Logger *slog.Logger
+
+	dial   func(context.Context, *Dialer) (*Session, error) // tests
+	jitter func(time.Duration) time.Duration                // tests
+}
+
+// Client keeps a session up: it dials, waits for its end, and dials again.
+type Client struct {
+	cfg ClientConfig
+
+	mu      sync.Mutex // guards the following
+	current *Session   // nil: none is up
+	changed chan struct{}
+}
+
+// NewClient makes a Client. It starts nothing.
+func NewClient(c ClientConfig) *Client {
+	setDefault(&c.TickInterval, defaultTickInterval)
+	setDefault(&c.BackoffMin, defaultBackoffMin)
+	setDefault(&c.BackoffMax, defaultBackoffMax)
+	c.BackoffMax = max(c.BackoffMax, c.BackoffMin)
+	if c.OnUp == nil {
+		c.OnUp = func(*Session) {}
+	}
+	if c.OnDown == nil {
+		c.OnDown = func(error) {}
+	}
+	if c.Tick == nil {
+		c.Tick = func() {}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.dial == nil {
+		c.dial = func(ctx context.Context, d *Dialer) (*Session, error) { return d.Dial(ctx) }
+	}
+	if c.jitter == nil {
+		c.jitter = func(d time.Duration) time.Duration { return rand.N(d + 1) }
+	}
+	return &Client{cfg: c, changed: make(chan struct{})}
+}
+
+// Session returns the session that is up, or waits for one. One that is
+// draining counts as up until it has ended: its open streams go on.
+func (c *Client) Session(ctx context.Context) (*Session, error) {
+	for {
+		c.mu.Lock()
+		s, changed := c.current, c.changed
+		c.mu.Unlock()
+		if s != nil && s.Err() == nil {
+			return s, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the tunnel to be up: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (c *Client) setCurrent(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current = s
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// Run keeps a session up until ctx ends, then closes it and returns nil when
+// nothing of it runs any more.
+func (c *Client) Run(ctx context.Context) error {
+	if c.cfg.Dialer == nil {
+		return errors.New("tunnel client: no dialer")
+	}
+	l := &clientLoop{Client: c, ticker: time.NewTicker(c.cfg.TickInterval)}
+	defer l.ticker.Stop()
+	c.cfg.Tick()
+	for ctx.Err() == nil {
+		wait := l.once(ctx)
+		l.pause(ctx, wait)
+	}
+	l.tickWhile(l.past.Wait)
+	return nil
+}
+
+// clientLoop is the state of a running Client.
+type clientLoop struct {
+	*Client
+	ticker   *time.Ticker
+	failures int            // attempts in a row that led to no lasting session
+	past     sync.WaitGroup // sessions that ended and whose handlers are on their way out
+}
+
+// once dials one session, stays with it to its end, and returns how long to wait.
+func (c *clientLoop) once(ctx context.Context) time.Duration {
+	s, err := c.connect(ctx)
+	if ctx.Err() != nil {
+		if s != nil {
+			c.hangUp(s)
+		}
+		return 0
+	}
+	if err != nil {
+		wait := c.backoff()
+		c.cfg.Logger.Warn("the broker can not be reached; trying again", "err", err, "wait", wait)
+		c.cfg.OnDown(err)
+		return wait
+	}
+	since := time.Now()
+	c.cfg.Logger.Info("the tunnel is up", "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
+	c.setCurrent(s)
+	c.cfg.OnUp(s)
+	c.tickUntil(ctx, s.Done())
+	c.setCurrent(nil)
+	if ctx.Err() != nil {
+		c.hangUp(s)
+		c.cfg.OnDown(s.Err())
+		return 0
+	}
+	c.past.Go(s.wait)
+	if time.Since(since) >= lastingSession {
+		c.failures = 0
+	}
+	wait := c.backoff()
+	if s.isDraining() && s.drainDelay > 0 {
+		wait = c.cfg.jitter(s.drainDelay)
+	}
+	c.cfg.Logger.Warn("the tunnel is down; connecting again", "transport", string(s.Transport()), "err", s.Err(), "wait", wait)
+	c.cfg.OnDown(s.Err())
+	return wait
+}
+
+// connect dials beside the loop, so that that goes on ticking.
+func (c *clientLoop) connect(ctx context.Context) (s *Session, err error) {
+	c.tickWhile(func() { s, err = c.cfg.dial(ctx, c.cfg.Dialer()) })
+	return s, err
+}
+
+func (c *clientLoop) hangUp(s *Session) {
+	c.tickWhile(func() {
+		_ = s.Close(wire.Shutdown, "the agent is stopping")
+		s.wait()
+	})
+}
+
+// backoff returns the next wait: full jitter over a span that doubles.
+func (c *clientLoop) backoff() time.Duration {
+	span := c.cfg.BackoffMax
+	if c.failures < 30 && c.cfg.BackoffMin<<c.failures < span {
+		span = c.cfg.BackoffMin << c.failures
+	}
+	c.failures++
+	return c.cfg.jitter(span)
+}
+
+// pause waits for d, ticking.
+func (c *clientLoop) pause(ctx context.Context, d time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	c.tickUntil(ctx, nil)
+}
+
+// tickUntil ticks until ctx or done ends.
+func (c *clientLoop) tickUntil(ctx context.Context, done <-chan struct{}) {
+	for {
+		select {
+		case <-c.ticker.C:
+			c.cfg.Tick()
+		case <-done:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tickWhile ticks while f runs.
+func (c *clientLoop) tickWhile(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	c.tickUntil(context.Background(), done)
+}

@@ -1,0 +1,209 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+	"github.com/quic-go/quic-go"
+)
+
+const (
+	defaultHeadStart = 1500 * time.Millisecond
+	// addressDelay is between the attempts at the addresses of one name.
+	addressDelay = 250 * time.Millisecond
+)
+
+// Dialer makes sessions from the agent's side.
+type Dialer struct {
+	// Endpoint is the broker's host:port, the same for UDP and TCP.
+	Endpoint string
+	// TLS holds the certificate to present and how the broker's is verified.
+	// NextProtos, MinVersion and session tickets are seen to here; ServerName
+	// defaults to Endpoint's host.
+	TLS *tls.Config
+	// Transport is TransportAuto if empty.
+	Transport Transport
+	// HeadStart is how long TransportAuto waits for QUIC before it dials TCP beside it. Default 1.5 s.
+	HeadStart time.Duration
+	// Config is the session's.
+	Config Config
+}
+
+// Dial makes a session. With TransportAuto the first transport to complete its
+// handshake wins, and the other is closed before it has said hello; a QUIC that
+// wins and then carries nothing is followed by TCP.
+func (d *Dialer) Dial(ctx context.Context) (*Session, error) {
+	e, err := d.prepare()
+	if err != nil {
+		return nil, fmt.Errorf("dial tunnel to %q: %w", d.Endpoint, err)
+	}
+	s, err := e.dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dial tunnel to %s: %w", d.Endpoint, err)
+	}
+	return s, nil
+}
+
+// expedition is a Dialer whose fields are known to make sense.
+type expedition struct {
+	host      string
+	port      uint16
+	tls       *tls.Config
+	transport Transport
+	headStart time.Duration
+	cfg       Config
+}
+
+func (d *Dialer) prepare() (*expedition, error) {
+	host, port, err := net.SplitHostPort(d.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint: %w; want host:port", err)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || host == "" {
+		return nil, errors.New("endpoint: want host:port with a port of 1 to 65535")
+	}
+	if d.TLS == nil {
+		return nil, errors.New("no TLS configuration")
+	}
+	if d.TLS.InsecureSkipVerify && d.TLS.VerifyConnection == nil {
+		return nil, errors.New("the TLS configuration would trust any broker: set RootCAs, or VerifyConnection")
+	}
+	e := &expedition{host: host, port: uint16(n), tls: d.TLS.Clone(), transport: d.Transport, headStart: d.HeadStart, cfg: d.Config.populate()}
+	setDefault(&e.headStart, defaultHeadStart)
+	e.tls.NextProtos = []string{wire.ALPN}
+	e.tls.MinVersion = tls.VersionTLS13
+	e.tls.ClientSessionCache = nil // each session shows its certificate
+	e.tls.DynamicRecordSizingDisabled = true
+	if e.tls.ServerName == "" {
+		e.tls.ServerName = host
+	}
+	switch e.transport {
+	case "":
+		e.transport = TransportAuto
+	case TransportAuto, TransportQUIC, TransportTCP:
+	default:
+		return nil, fmt.Errorf("transport %q: want auto, quic or tcp", e.transport)
+	}
+	return e, nil
+}
+
+func (e *expedition) dial(ctx context.Context) (*Session, error) {
+	attempts := []attempt{
+		e.attempt(TransportQUIC, 0, e.dialQUIC),
+		e.attempt(TransportTCP, e.headStart, e.dialTCP),
+	}
+	switch e.transport {
+	case TransportQUIC:
+		attempts = attempts[:1]
+	case TransportTCP:
+		attempts = attempts[1:]
+	}
+	l, won, err := race(ctx, attempts, func(l *link) { l.close(wire.Canceled, "the other transport was faster", 0) })
+	if err != nil {
+		return nil, err
+	}
+	s, err := establish(ctx, l, e.cfg)
+	if err == nil || ctx.Err() != nil || e.transport != TransportAuto || won != 0 || !errors.Is(err, errTimeout) {
+		return s, err
+	}
+	e.cfg.Logger.Warn("the handshake over QUIC went through and nothing after it; trying TCP", "transport", string(TransportQUIC), "err", err)
+	l, err2 := attempts[1].dial(ctx)
+	if err2 != nil {
+		return nil, errors.Join(err, err2)
+	}
+	return establish(ctx, l, e.cfg)
+}
+
+// attempt makes one of the race's, which is bounded in time and counted.
+func (e *expedition) attempt(t Transport, after time.Duration, dial func(context.Context) (*link, error)) attempt {
+	return attempt{name: string(t), after: after, dial: func(ctx context.Context) (*link, error) {
+		tctx, cancel := context.WithTimeoutCause(ctx, e.cfg.HandshakeTimeout,
+			fmt.Errorf("no answer within %s", e.cfg.HandshakeTimeout))
+		defer cancel()
+		l, err := dial(tctx)
+		switch {
+		case err == nil:
+			e.cfg.Metrics.dialled(t, "ok")
+		case ctx.Err() != nil:
+			e.cfg.Metrics.dialled(t, "lost")
+		default:
+			e.cfg.Metrics.dialled(t, "failed")
+			if tctx.Err() != nil {
+				err = context.Cause(tctx)
+			}
+		}
+		return l, err
+	}}
+}
+
+// dialQUIC tries the addresses of the host, a new one each addressDelay.
+func (e *expedition) dialQUIC(ctx context.Context) (*link, error) {
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", e.host)
+	if err != nil {
+		return nil, err
+	}
+	var attempts []attempt
+	for i, a := range addrs {
+		to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(a.Unmap(), e.port))
+		attempts = append(attempts, attempt{
+			name: to.String(), after: time.Duration(i) * addressDelay,
+			dial: func(ctx context.Context) (*link, error) { return e.dialUDP(ctx, to) },
+		})
+	}
+	l, _, err := race(ctx, attempts, func(l *link) { l.close(wire.Canceled, "another address was faster", 0) })
+	return l, err
+}
+
+func (e *expedition) dialUDP(ctx context.Context, to *net.UDPAddr) (*link, error) {
+	network := "udp4"
+	if to.IP.To4() == nil {
+		network = "udp6"
+	}
+	pc, err := net.ListenUDP(network, nil)
+	if err != nil {
+		return nil, err
+	}
+	tr := &quic.Transport{Conn: pc}
+	release := func() {
+		_ = tr.Close()
+		_ = pc.Close()
+	}
+	conn, err := tr.Dial(ctx, to, e.tls, quicConfig(e.cfg))
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return newQUICLink(conn, true, release), nil
+}
+
+func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
+	nd := net.Dialer{KeepAlive: -1}
+	raw, err := nd.DialContext(ctx, "tcp", net.JoinHostPort(e.host, strconv.Itoa(int(e.port))))
+	if err != nil {
+		return nil, err
+	}
+	tuneTCP(raw)
+	cc := &corkConn{Conn: raw}
+	tc := tls.Client(cc, e.tls)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	if p := tc.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
+		_ = raw.Close()
+		return nil, fmt.Errorf("the server at %s does not speak %s (it chose %q): not a broker?", raw.RemoteAddr(), wire.ALPN, p)
+	}
+	l, err := newYamuxLink(tc, cc, true, e.cfg)
+	if err != nil {
+		_ = raw.Close()
+	}
+	return l, err
+}

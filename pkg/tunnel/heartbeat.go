@@ -1,0 +1,187 @@
+package tunnel
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// pulse decides when to ping, and when the other side is dead. It reads no
+// clock and sends nothing: heartbeat does.
+//
+// The dialling side pings at each interval, the other answers, and pings once
+// at the start for a round trip of its own. Either gives the session up after
+// HeartbeatTimeout without a sign of life, or with a ping unanswered for as
+// long. A probe is a ping sent upon a suspicion, with ProbeTimeout in place of
+// HeartbeatTimeout; anything heard in that time is an answer, as a pong may be
+// behind other bytes.
+type pulse struct {
+	interval, timeout, probeTimeout time.Duration
+	pinger                          bool // this end pings at each interval
+	acked                           bool // see link.acked
+
+	mu        sync.Mutex // guards the following
+	last      activity   // when heard was last seen to rise
+	heardAt   time.Time  // and the time
+	nextPing  time.Time
+	seq       uint64
+	pingAt    time.Time // when ping seq was sent; zero: it was answered
+	waitingAt time.Time // since when some ping is unanswered; zero: none is
+	probeAt   time.Time // when the probe was sent; zero: none is out
+	probed    uint64    // heard at that time
+
+	rtt       atomic.Int64 // nanoseconds; 0: none yet
+	lastHeard atomic.Int64 // heardAt, Unix nanoseconds
+}
+
+// activity is what counters of a session say.
+type activity struct {
+	heard   uint64 // link.heard
+	writes  uint64 // calls of Stream.Write
+	packets uint64 // link.sent
+}
+
+// probePackets is how many packets without any in return are a suspicion: more
+// than the acknowledgements that follow the last one heard.
+const probePackets = 4
+
+// unanswered says whether something was sent since last that should have been acknowledged.
+func (a activity) unanswered(last activity) bool {
+	return a.writes != last.writes || a.packets-last.packets >= probePackets
+}
+
+func (p *pulse) init(c Config, l *link, now time.Time) {
+	p.interval, p.timeout, p.probeTimeout = c.HeartbeatInterval, c.HeartbeatTimeout, c.ProbeTimeout
+	p.pinger, p.acked = l.dialled, l.acked
+	p.nextPing, p.heardAt = now, now
+	p.lastHeard.Store(now.UnixNano())
+}
+
+// period is how often tick wants to be called.
+func (p *pulse) period() time.Duration {
+	return max(min(p.interval/2, p.timeout/4, p.probeTimeout/2), time.Millisecond)
+}
+
+// tick takes note of the counters. It returns the ping to send, if any, and
+// whether the other side is dead, with what tells so.
+func (p *pulse) tick(now time.Time, a activity) (ping *wire.Ping, dead string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.observe(now, a)
+	switch {
+	case now.Sub(p.heardAt) >= p.timeout:
+		return nil, "nothing was heard for " + p.timeout.String()
+	case !p.waitingAt.IsZero() && now.Sub(p.waitingAt) >= p.timeout:
+		return nil, "no heartbeat was answered for " + p.timeout.String()
+	case !p.probeAt.IsZero() && now.Sub(p.probeAt) >= p.probeTimeout:
+		if a.heard == p.probed {
+			return nil, "nothing was heard for " + p.probeTimeout.String() + " after a probe"
+		}
+		p.probeAt = time.Time{}
+	case p.acked && p.probeAt.IsZero() && a.unanswered(p.last) && now.Sub(p.heardAt) >= p.probeTimeout:
+		return p.probe(now), ""
+	}
+	if !now.Before(p.nextPing) {
+		return p.ping(now), ""
+	}
+	return nil, ""
+}
+
+// observe takes note of the counters. mu is held.
+func (p *pulse) observe(now time.Time, a activity) {
+	if a.heard != p.last.heard {
+		p.last, p.heardAt = a, now
+		p.lastHeard.Store(now.UnixNano())
+	}
+}
+
+// ping makes the next ping. mu is held.
+func (p *pulse) ping(now time.Time) *wire.Ping {
+	p.nextPing = now.Add(p.interval)
+	if !p.pinger {
+		p.nextPing = now.Add(1000000 * time.Hour)
+	}
+	p.seq++
+	p.pingAt = now
+	if p.waitingAt.IsZero() {
+		p.waitingAt = now
+	}
+	return &wire.Ping{ID: p.seq, RTT: time.Duration(p.rtt.Load())}
+}
+
+func (p *pulse) probe(now time.Time) *wire.Ping {
+	p.probeAt, p.probed = now, p.last.heard
+	return p.ping(now)
+}
+
+// suspect makes a probe, unless one is out.
+func (p *pulse) suspect(now time.Time, a activity) *wire.Ping {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.probeAt.IsZero() {
+		return nil
+	}
+	p.observe(now, a)
+	return p.probe(now)
+}
+
+// ponged takes an answer. The round trip is measured only by the answer to the last ping.
+func (p *pulse) ponged(pong wire.Ping, now time.Time) (rtt time.Duration, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pong.ID != p.seq || p.pingAt.IsZero() {
+		return 0, false
+	}
+	rtt = max(now.Sub(p.pingAt), 1)
+	p.pingAt, p.waitingAt, p.probeAt = time.Time{}, time.Time{}, time.Time{}
+	p.rtt.Store(int64(rtt))
+	return rtt, true
+}
+
+// pinged takes the round trip that the pinging side has measured.
+func (p *pulse) pinged(ping wire.Ping) {
+	if !p.pinger && ping.RTT > 0 && ping.RTT < p.timeout {
+		p.rtt.Store(int64(ping.RTT))
+	}
+}
+
+// heartbeat keeps the session alive, or finds out that it is not.
+func (s *Session) heartbeat() {
+	t := time.NewTicker(s.pulse.period())
+	defer t.Stop()
+	for {
+		ping, dead := s.pulse.tick(time.Now(), s.activity())
+		if dead != "" {
+			s.terminate(&ClosedError{Code: wire.HeartbeatLost, Message: dead}, 0)
+			return
+		}
+		s.sendPing(ping)
+		select {
+		case <-t.C:
+		case <-s.done:
+			return
+		}
+	}
+}
+
+func (s *Session) activity() activity {
+	a := activity{heard: s.l.heard(), writes: s.writes.Load()}
+	if s.l.sent != nil {
+		a.packets = s.l.sent()
+	}
+	return a
+}
+
+// probe is called when the other side should have answered something and did not.
+func (s *Session) probe() {
+	s.sendPing(s.pulse.suspect(time.Now(), s.activity()))
+}
+
+// sendPing queues a ping. A full queue is no harm: what fills it is not getting out either.
+func (s *Session) sendPing(p *wire.Ping) {
+	if p != nil {
+		s.trySend(wire.AppendPing(nil, wire.FramePing, *p))
+	}
+}

@@ -1,0 +1,241 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// lingerTime bounds how long the end of a session waits for the goodbye to go
+// out, and then for the other side to have read it.
+const lingerTime = time.Second
+
+// Session is one connection between an agent and a broker; both ends have one.
+// All methods may be called at any time from any goroutine.
+type Session struct {
+	l     *link
+	cfg   Config
+	log   *slog.Logger
+	meter meter
+	peer  wire.Hello
+	since time.Time
+
+	ctx    context.Context // ends with the session
+	cancel context.CancelCauseFunc
+
+	once     sync.Once
+	done     chan struct{} // closed once err is set
+	err      *ClosedError
+	finished chan struct{}  // closed once the connection is closed and the loops have ended
+	loops    sync.WaitGroup // readControl, writeControl, heartbeat, acceptLoop
+	handlers sync.WaitGroup
+
+	queue chan controlFrame
+	torn  chan struct{} // closed once the mux is
+	pulse pulse
+
+	drainOnce  sync.Once
+	draining   chan struct{}
+	drainDelay time.Duration // set before draining is closed
+
+	out, in           direction
+	bytesIn, bytesOut atomic.Uint64
+	writes            atomic.Uint64 // calls of Stream.Write
+}
+
+// direction counts the streams that one side opened.
+type direction struct {
+	streams, pending limiter
+	opened           atomic.Uint64
+}
+
+// open is how many streams were accepted and not closed.
+func (d *direction) open() int {
+	return int(max(d.streams.n.Load()-d.pending.n.Load(), 0))
+}
+
+// Stats is what a session has measured.
+type Stats struct {
+	RTT         time.Duration // of the last heartbeat; 0: none yet
+	OpenStreams int           // now, opened by either side
+	Opened      uint64        // streams accepted since the start, either way
+	BytesIn     uint64        // read from streams
+	BytesOut    uint64        // written to streams
+	Since       time.Time     // when the session began
+	LastHeard   time.Time     // when something last arrived, to within a few seconds
+}
+
+// newSession makes a session of l; start gets it going.
+func newSession(l *link, cfg Config) *Session {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	s := &Session{
+		l: l, cfg: cfg,
+		log:      cfg.Logger.With("transport", string(l.transport), "remote", l.remote.String()),
+		meter:    cfg.Metrics.meter(l.transport),
+		since:    time.Now(),
+		ctx:      ctx,
+		cancel:   cancel,
+		done:     make(chan struct{}),
+		finished: make(chan struct{}),
+		queue:    make(chan controlFrame, 16),
+		torn:     make(chan struct{}),
+		draining: make(chan struct{}),
+	}
+	for _, d := range []*direction{&s.out, &s.in} {
+		d.streams.max, d.pending.max = int64(cfg.MaxStreams), int64(cfg.MaxPending)
+	}
+	s.pulse.init(cfg, l, s.since)
+	return s
+}
+
+// Done returns a channel that is closed when the session has ended.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err returns why the session ended, a *ClosedError; nil while it has not.
+func (s *Session) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// ConnectionState returns the TLS state, in it the other side's verified certificates.
+func (s *Session) ConnectionState() tls.ConnectionState { return s.l.state }
+
+// PeerHello returns what the other side said of itself.
+func (s *Session) PeerHello() wire.Hello { return s.peer }
+
+// Transport returns what carries the session.
+func (s *Session) Transport() Transport { return s.l.transport }
+
+// LocalAddr returns this end's address.
+func (s *Session) LocalAddr() net.Addr { return s.l.local }
+
+// RemoteAddr returns the other side's address, as seen from here.
+func (s *Session) RemoteAddr() net.Addr { return s.l.remote }
+
+// Stats returns the session's figures.
+func (s *Session) Stats() Stats {
+	return Stats{
+		RTT:         time.Duration(s.pulse.rtt.Load()),
+		OpenStreams: s.in.open() + s.out.open(),
+		Opened:      s.in.opened.Load() + s.out.opened.Load(),
+		BytesIn:     s.bytesIn.Load(),
+		BytesOut:    s.bytesOut.Load(),
+		Since:       s.since,
+		LastHeard:   time.Unix(0, s.pulse.lastHeard.Load()),
+	}
+}
+
+// Close ends the session and its streams. The other side learns code and msg.
+// It returns when all is torn down, within some two seconds even if the other
+// side takes nothing any more; handlers may still be on their way out.
+func (s *Session) Close(code wire.Code, msg string) error {
+	s.terminate(&ClosedError{Code: code, Message: msg}, lingerTime)
+	<-s.finished
+	return nil
+}
+
+// Drain tells the other side that this end is about to stop: no more streams
+// are opened in either direction, and it should come back (here or elsewhere)
+// after a delay of its choice up to delay. Open streams go on.
+func (s *Session) Drain(delay time.Duration) error {
+	s.drain(delay)
+	if err := s.send(wire.AppendDrain(nil, wire.Drain{Delay: delay}), s.done); err != nil {
+		return s.streamErr(err)
+	}
+	return nil
+}
+
+// Draining returns a channel that is closed once either side called Drain.
+func (s *Session) Draining() <-chan struct{} { return s.draining }
+
+func (s *Session) drain(delay time.Duration) {
+	s.drainOnce.Do(func() {
+		s.drainDelay = min(delay, wire.MaxDrainDelay)
+		close(s.draining)
+	})
+}
+
+func (s *Session) isDraining() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// fail ends the session for a fault of the other side, which is told.
+func (s *Session) fail(code wire.Code, msg string) {
+	s.terminate(&ClosedError{Code: code, Message: msg}, lingerTime)
+}
+
+// terminate ends the session, once, and does not wait for that. Only with a
+// linger is the other side given time to read why.
+func (s *Session) terminate(why *ClosedError, linger time.Duration) {
+	s.once.Do(func() {
+		s.err = why
+		close(s.done)
+		s.cancel(why)
+		s.meter.sessionEnded(why.Code)
+		go s.teardown(why, linger)
+	})
+}
+
+func (s *Session) teardown(why *ClosedError, linger time.Duration) {
+	if linger > 0 {
+		late := make(chan struct{})
+		t := time.AfterFunc(linger, func() { close(late) })
+		bye := wire.AppendGoodbye(nil, wire.Goodbye{Code: why.Code, Message: why.Message})
+		if s.send(bye, late) != nil {
+			linger = 0
+		}
+		t.Stop()
+	}
+	s.l.close(why.Code, why.Message, linger)
+	close(s.torn)
+	s.loops.Wait()
+	close(s.finished)
+}
+
+// wait returns when nothing of the session runs any more, handlers included.
+func (s *Session) wait() {
+	<-s.finished
+	s.handlers.Wait()
+}
+
+// streamErr makes of an error of the mux what a user of the session should see:
+// once the connection is gone, the reason why.
+func (s *Session) streamErr(err error) error {
+	var (
+		reset  *ResetError
+		closed *ClosedError
+	)
+	switch {
+	case err == errTimeout, err == errStreamClosed, errors.As(err, &reset):
+		return err
+	case errors.As(err, &closed), errors.Is(err, errMuxGone):
+		// The loop that reads the control stream sees the same, and knows more.
+		t := time.NewTimer(lingerTime)
+		defer t.Stop()
+		select {
+		case <-s.done:
+			return s.err
+		case <-t.C:
+		}
+		if closed != nil {
+			return closed
+		}
+	}
+	return &ClosedError{Code: wire.Unavailable, Err: err}
+}

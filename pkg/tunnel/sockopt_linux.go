@@ -1,0 +1,47 @@
+package tunnel
+
+import (
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// tcpNotSent bounds what waits in the kernel: what is written last, a heartbeat
+	// say, does not queue behind megabytes of it.
+	tcpNotSent = 128 << 10
+	// tcpUserTimeout is how long sent bytes may go unacknowledged by the other kernel.
+	tcpUserTimeout = 15 * time.Second
+)
+
+// tuneTCP sets the socket up for a session. All of it is optional.
+func tuneTCP(c net.Conn) {
+	t := tcpConn(c)
+	if t == nil {
+		return
+	}
+	_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: false}) // the heartbeat does it, at its own interval
+	rc, err := t.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = rc.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, tcpNotSent)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(tcpUserTimeout.Milliseconds()))
+	})
+}
+
+// tcpConn finds the TCP connection in c, which may be wrapped.
+func tcpConn(c net.Conn) *net.TCPConn {
+	for {
+		switch v := c.(type) {
+		case *net.TCPConn:
+			return v
+		case interface{ NetConn() net.Conn }:
+			c = v.NetConn()
+		default:
+			return nil
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package tunnel
+
+import (
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// Stream is one connection through a session. It is a net.Conn, with these
+// precisions:
+//
+// Read returns io.EOF only when the other side ended its bytes in the ordinary
+// way. After a reset by the other side it returns a *ResetError, after the end
+// of the session a *ClosedError. Write returns a *ResetError when the other
+// side has closed or reset the stream: nobody will read.
+//
+// CloseWrite ends the bytes written here; reading goes on. Close does the same
+// and stops reading. Reset ends both directions abnormally. None of them waits
+// for the other side. Closing while a Write is under way in another goroutine
+// is a reset: half of what that Write was given would be no clean end.
+type Stream struct {
+	raw    muxStream
+	s      *Session
+	slot   *limiter
+	closed atomic.Bool
+}
+
+var _ net.Conn = (*Stream)(nil)
+
+// Read implements net.Conn.
+func (st *Stream) Read(p []byte) (int, error) {
+	if st.closed.Load() {
+		return 0, errStreamClosed
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := st.raw.Read(p)
+	if n > 0 {
+		st.s.bytesIn.Add(uint64(n))
+		st.s.meter.read(n)
+	}
+	if err != nil && err != io.EOF {
+		err = st.s.streamErr(err)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (st *Stream) Write(p []byte) (int, error) {
+	if st.closed.Load() {
+		return 0, errStreamClosed
+	}
+	st.s.writes.Add(1)
+	n, err := st.raw.Write(p)
+	if n > 0 {
+		st.s.bytesOut.Add(uint64(n))
+		st.s.meter.wrote(n)
+	}
+	if err != nil {
+		err = st.s.streamErr(err)
+	}
+	return n, err
+}
+
+// WaitRead returns once Read would not block. Whoever copies needs no buffer
+// while a stream is idle.
+func (st *Stream) WaitRead() error {
+	if w, ok := st.raw.(interface{ waitRead() error }); ok {
+		if err := w.waitRead(); err != nil && err != io.EOF {
+			return st.s.streamErr(err)
+		}
+	}
+	return nil
+}
+
+// CloseWrite ends what is written here: the other side reads io.EOF.
+func (st *Stream) CloseWrite() error {
+	if st.closed.Load() {
+		return errStreamClosed
+	}
+	if err := st.raw.closeWrite(); err != nil {
+		return st.s.streamErr(err)
+	}
+	return nil
+}
+
+// Close implements net.Conn. What was written before arrives, unless the session ends first.
+func (st *Stream) Close() error {
+	if !st.closed.Swap(true) {
+		st.raw.close()
+		st.slot.release()
+	}
+	return nil
+}
+
+// Reset ends both directions abnormally: the other side's Read and Write return
+// a *ResetError with code. After Close it does nothing.
+func (st *Stream) Reset(code wire.Code) error {
+	if !st.closed.Swap(true) {
+		st.raw.reset(code)
+		st.slot.release()
+	}
+	return nil
+}
+
+// Abort is Reset(wire.Canceled), for those who know nothing of codes.
+func (st *Stream) Abort() error { return st.Reset(wire.Canceled) }
+
+// Session returns the session that carries the stream.
+func (st *Stream) Session() *Session { return st.s }
+
+// LocalAddr implements net.Conn; it is the session's.
+func (st *Stream) LocalAddr() net.Addr { return st.s.l.local }
+
+// RemoteAddr implements net.Conn; it is the session's.
+func (st *Stream) RemoteAddr() net.Addr { return st.s.l.remote }
+
+// SetDeadline implements net.Conn.
+func (st *Stream) SetDeadline(t time.Time) error {
+	if err := st.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return st.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (st *Stream) SetReadDeadline(t time.Time) error {
+	if st.closed.Load() {
+		return errStreamClosed
+	}
+	return st.raw.SetReadDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn. Where the session's connection itself
+// takes no more bytes, a Write over TCP may outlast it, until the heartbeat
+// gives the session up.
+func (st *Stream) SetWriteDeadline(t time.Time) error {
+	if st.closed.Load() {
+		return errStreamClosed
+	}
+	return st.raw.SetWriteDeadline(t)
+}
+
+// limiter counts what is bounded.
+type limiter struct {
+	n   atomic.Int64
+	max int64
+}
+
+func (l *limiter) acquire() bool {
+	if l.n.Add(1) > l.max {
+		l.n.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (l *limiter) release() { l.n.Add(-1) }

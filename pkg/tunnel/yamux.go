@@ -1,0 +1,280 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+const (
+	// yamuxBacklog is how many opens may wait to be seen by the other side. It is
+	// part of the protocol: yamux takes it to be the same on both sides.
+	yamuxBacklog = 256
+	// maxEarlyResets bounds what is remembered of resets whose stream is not known
+	// here, because it is either not yet accepted or already forgotten.
+	maxEarlyResets = 2 * yamuxBacklog
+)
+
+// yamuxMux is a mux over yamux on TLS. Yamux has no reset, so a stream's abnormal
+// end travels as a control frame, see yamuxstream.go.
+type yamuxMux struct {
+	ys      *yamux.Session
+	raw     net.Conn // what TLS runs on
+	conn    *frameConn
+	maxLive int
+	unacked chan struct{} // one token for each stream of ours that the other side has not been seen to know
+
+	wg sync.WaitGroup // the goroutines that end streams
+
+	mu      sync.Mutex // guards the following
+	closed  bool       // no more goroutines are started
+	live    map[uint32]*yamuxStream
+	early   map[uint32]wire.Reset
+	order   []uint32 // early's keys, oldest first
+	send    func(frame []byte, stop <-chan struct{}) error
+	ctl     *yamux.Stream
+	ctlDone bool            // nobody reads the control stream any more
+	waiting []chan struct{} // barriers
+}
+
+// newYamuxLink takes over conn, after its handshake; raw is what conn runs on.
+func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link, error) {
+	fc := &frameConn{Conn: conn, cork: raw}
+	yc := &yamux.Config{
+		AcceptBacklog:      yamuxBacklog,
+		EnableKeepAlive:    false,       // the heartbeat does it
+		KeepAliveInterval:  time.Minute, // unused, but must be set
+		StreamOpenTimeout:  0,           // Open has its own, and it does not cost the session
+		StreamCloseTimeout: 0,           // a half-closed stream may live for as long as it likes
+		// A write that takes longer means that the session is dead, which the heartbeat
+		// finds out before.
+		ConnectionWriteTimeout: c.HeartbeatTimeout + 15*time.Second,
+		MaxStreamWindowSize:    uint32(c.StreamWindow),
+		Logger:                 yamuxLogger{c.Logger},
+	}
+	start := yamux.Server
+	if dialled {
+		start = yamux.Client
+	}
+	ys, err := start(fc, yc)
+	if err != nil {
+		return nil, fmt.Errorf("start yamux: %w", err)
+	}
+	m := &yamuxMux{
+		ys: ys, raw: raw.Conn, conn: fc, maxLive: maxLive(c),
+		unacked: make(chan struct{}, yamuxBacklog),
+		live:    make(map[uint32]*yamuxStream),
+		early:   make(map[uint32]wire.Reset),
+	}
+	return &link{
+		mux:       m,
+		transport: TransportTCP,
+		dialled:   dialled,
+		state:     conn.ConnectionState(),
+		local:     conn.LocalAddr(),
+		remote:    conn.RemoteAddr(),
+		heard:     fc.in.Load,
+		explain:   m.explain,
+	}, nil
+}
+
+func (m *yamuxMux) open(ctx context.Context) (muxStream, error) {
+	select {
+	case m.unacked <- struct{}{}:
+	default:
+		return nil, errStreamLimit
+	}
+	// OpenStream knows no context, and waits where the connection takes no more bytes.
+	type result struct {
+		y   *yamuxStream
+		err error
+	}
+	opened := make(chan result)
+	started := m.spawn(func() {
+		var r result
+		ys, err := m.ys.OpenStream()
+		if err != nil {
+			<-m.unacked
+			r.err = m.streamErr(err)
+		} else {
+			r.y = m.register(ys, false)
+		}
+		select {
+		case opened <- r:
+		case <-ctx.Done():
+			if r.y != nil {
+				r.y.reset(wire.Canceled)
+			}
+		}
+	})
+	if !started {
+		<-m.unacked
+		return nil, errMuxGone
+	}
+	select {
+	case r := <-opened:
+		if r.err != nil {
+			return nil, r.err
+		}
+		return r.y, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (m *yamuxMux) accept(ctx context.Context) (muxStream, error) {
+	ys, err := m.ys.AcceptStreamWithContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	y := m.register(ys, true)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.live) > 2*m.maxLive { // twice: the map holds the streams of both sides
+		return nil, errFlood
+	}
+	return y, nil
+}
+
+func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
+	if linger > 0 {
+		if h, ok := m.raw.(interface{ CloseWrite() error }); ok {
+			_ = h.CloseWrite()
+		}
+		t := time.NewTimer(linger)
+		defer t.Stop()
+		select {
+		case <-m.ys.CloseChan():
+		case <-t.C:
+		}
+	}
+	_ = m.raw.Close() // first: closing TLS would wait for room for its alert
+	_ = m.ys.Close()
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.wg.Wait()
+}
+
+// spawn runs f in a goroutine that close waits for. It returns false once closed.
+func (m *yamuxMux) spawn(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.wg.Go(f)
+	return true
+}
+
+// fail ends a session whose connection can not be trusted to be in step any more.
+func (m *yamuxMux) fail() { _ = m.raw.Close() }
+
+// streamErr translates the errors that are not the stream's own affair.
+func (m *yamuxMux) streamErr(err error) error {
+	switch {
+	case errors.Is(err, yamux.ErrConnectionReset): // the other side's backlog is full
+		return &ResetError{Code: wire.Overloaded, Remote: true}
+	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
+		m.fail()
+	}
+	return errMuxGone
+}
+
+// explain says why the connection ended.
+func (m *yamuxMux) explain(err error) *ClosedError {
+	if cause := m.conn.failure(); cause != nil {
+		err = cause
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return &ClosedError{Code: wire.Unavailable, Message: "the connection was closed without a goodbye", Remote: true}
+	case errors.Is(err, syscall.ECONNRESET):
+		return &ClosedError{Code: wire.Unavailable, Remote: true, Err: err}
+	}
+	return &ClosedError{Code: wire.Unavailable, Err: err}
+}
+
+// register makes a stream known to resets, one that came earlier included.
+func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
+	y := &yamuxStream{m: m, ys: ys, acked: acked}
+	m.mu.Lock()
+	m.live[ys.StreamID()] = y
+	r, early := m.early[ys.StreamID()]
+	if early {
+		delete(m.early, ys.StreamID())
+		m.order = slices.DeleteFunc(m.order, func(id uint32) bool { return id == ys.StreamID() })
+	}
+	m.mu.Unlock()
+	if early {
+		y.obey(r)
+	}
+	return y
+}
+
+// forget is called once neither side has anything more to say on y.
+func (m *yamuxMux) forget(y *yamuxStream) {
+	m.mu.Lock()
+	delete(m.live, y.ys.StreamID())
+	m.mu.Unlock()
+}
+
+// onReset is called for each reset frame, in the order of the control stream.
+func (m *yamuxMux) onReset(r wire.Reset) {
+	m.mu.Lock()
+	y := m.live[r.Stream]
+	if y == nil {
+		m.remember(r)
+	}
+	m.mu.Unlock()
+	if y != nil {
+		y.obey(r)
+	}
+}
+
+// remember keeps a reset for a stream that may yet be accepted. mu is held.
+func (m *yamuxMux) remember(r wire.Reset) {
+	if old, ok := m.early[r.Stream]; ok {
+		r.What |= old.What
+	} else {
+		if len(m.order) == maxEarlyResets {
+			delete(m.early, m.order[0])
+			m.order = slices.Delete(m.order, 0, 1)
+		}
+		m.order = append(m.order, r.Stream)
+	}
+	m.early[r.Stream] = r
+}
+
+// sendReset returns once the frame is on its way, or the session gone.
+func (m *yamuxMux) sendReset(r wire.Reset) {
+	m.mu.Lock()
+	send := m.send
+	m.mu.Unlock()
+	if send != nil {
+		_ = send(wire.AppendReset(nil, r), m.ys.CloseChan())
+	}
+}
+
+// yamuxLogger hands yamux's words on. They are details: what ended a session is told by the session.
+type yamuxLogger struct{ log *slog.Logger }
+
+func (l yamuxLogger) Print(v ...any)            { l.put(fmt.Sprint(v...)) }
+func (l yamuxLogger) Printf(f string, v ...any) { l.put(fmt.Sprintf(f, v...)) }
+func (l yamuxLogger) Println(v ...any)          { l.put(fmt.Sprintln(v...)) }
+
+func (l yamuxLogger) put(s string) {
+	l.log.Debug(strings.TrimSpace(s), "transport", string(TransportTCP))
+}

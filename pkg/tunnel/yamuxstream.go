@@ -1,0 +1,291 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// yamuxChunk is the largest yamux frame that is written: streams take turns by frames.
+const yamuxChunk = 64 << 10
+
+// aLongTimeAgo as a deadline kicks out whoever waits.
+var aLongTimeAgo = time.Unix(1, 0)
+
+// yamuxStream is a muxStream over a yamux stream.
+//
+// Yamux knows a FIN in each direction and nothing else. An abnormal end, or the
+// wish that the other side stop writing, goes as a reset frame on the control
+// stream, written before the FIN. The other side may read the FIN first all the
+// same, as two goroutines read the two streams: so an end of file is believed
+// only after barrier, when the control stream was read up to that point.
+//
+// A stream that is closed here is read until the other side's FIN, by a
+// goroutine of its own: until then yamux keeps it.
+type yamuxStream struct {
+	m  *yamuxMux
+	ys *yamux.Stream
+
+	rmu   sync.Mutex // held through each read of ys; guards acked
+	acked bool       // the other side knows the stream
+
+	wmu sync.Mutex // held through each write of ys
+
+	mu                sync.Mutex // guards the following
+	readDL, writeDL   time.Time
+	readErr, writeErr error // why there is no more reading or writing; nil: there is
+	finSent           bool  // closeWrite did it
+	ended             bool  // close or reset was called
+	aborted           func()
+}
+
+func (y *yamuxStream) Read(p []byte) (int, error) {
+	y.rmu.Lock()
+	defer y.rmu.Unlock()
+	for {
+		if err := y.check(&y.readErr, &y.readDL); err != nil {
+			return 0, err
+		}
+		n, err := y.ys.Read(p)
+		switch {
+		case n > 0 || err == nil:
+			y.ack()
+			if errors.Is(err, yamux.ErrConnectionWriteTimeout) { // a window update was lost
+				y.m.fail()
+			}
+			return n, nil
+		case err == io.EOF:
+			return 0, y.endOfFile()
+		case !isTimeout(err):
+			return 0, y.m.streamErr(err)
+		}
+		// The deadline, or somebody who used it to kick us out: check tells.
+	}
+}
+
+// waitRead returns once there is something to read, be it an error.
+func (y *yamuxStream) waitRead() error {
+	_, err := y.Read(nil)
+	return err
+}
+
+// endOfFile decides what the end of the bytes was: the FIN of the other side, a
+// reset that preceded it, or the end of the session. rmu is held.
+func (y *yamuxStream) endOfFile() error {
+	if y.m.ys.IsClosed() || !y.m.barrier() {
+		return errMuxGone
+	}
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.readErr == nil {
+		y.readErr = io.EOF
+	}
+	return y.readErr
+}
+
+// ack returns the token of an open that the other side has answered. rmu is held.
+func (y *yamuxStream) ack() {
+	if !y.acked {
+		y.acked = true
+		<-y.m.unacked
+	}
+}
+
+func (y *yamuxStream) Write(p []byte) (int, error) {
+	y.wmu.Lock()
+	defer y.wmu.Unlock()
+	total := 0
+	for {
+		if err := y.check(&y.writeErr, &y.writeDL); err != nil {
+			return total, err
+		}
+		if len(p) == 0 {
+			return total, nil
+		}
+		n, err := y.ys.Write(p[:min(len(p), yamuxChunk)])
+		total += n
+		p = p[n:]
+		switch {
+		case err == nil || isTimeout(err): // for a timeout, check tells what it was
+		case errors.Is(err, yamux.ErrStreamClosed) && !y.m.ys.IsClosed():
+			return total, errStreamClosed
+		default:
+			return total, y.m.streamErr(err)
+		}
+	}
+}
+
+// check returns why there is no more reading (or writing) at this moment.
+func (y *yamuxStream) check(over *error, deadline *time.Time) error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if *over != nil {
+		return *over
+	}
+	if !deadline.IsZero() && !time.Now().Before(*deadline) {
+		return errTimeout
+	}
+	return nil
+}
+
+func (y *yamuxStream) SetReadDeadline(t time.Time) error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.readErr != nil {
+		return nil // a kick must not be taken back
+	}
+	y.readDL = t
+	return y.ys.SetReadDeadline(t)
+}
+
+func (y *yamuxStream) SetWriteDeadline(t time.Time) error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.writeErr != nil {
+		return nil
+	}
+	y.writeDL = t
+	return y.ys.SetWriteDeadline(t)
+}
+
+// stopReading and stopWriting let nobody in any more and kick out who is. mu is held.
+func (y *yamuxStream) stopReading(why error) {
+	if y.readErr == nil {
+		y.readErr = why
+		_ = y.ys.SetReadDeadline(aLongTimeAgo)
+	}
+}
+
+func (y *yamuxStream) stopWriting(why error) {
+	if y.writeErr == nil {
+		y.writeErr = why
+		_ = y.ys.SetWriteDeadline(aLongTimeAgo)
+	}
+}
+
+func (y *yamuxStream) closeWrite() error {
+	if !y.wmu.TryLock() {
+		// A write is under way. What it has not sent is lost, so this is no clean end.
+		y.abortWrite(wire.Canceled)
+		return nil
+	}
+	defer y.wmu.Unlock()
+	y.mu.Lock()
+	if err := y.writeErr; err != nil {
+		y.mu.Unlock()
+		return err
+	}
+	y.writeErr, y.finSent = errStreamClosed, true
+	y.mu.Unlock()
+	return y.ys.Close() // yamux's Close is the FIN, and only that
+}
+
+// abortWrite ends what is written here abnormally; reading goes on.
+func (y *yamuxStream) abortWrite(code wire.Code) {
+	y.mu.Lock()
+	y.stopWriting(&ResetError{Code: code})
+	y.mu.Unlock()
+	y.m.spawn(func() {
+		y.m.sendReset(wire.Reset{Stream: y.ys.StreamID(), Code: code, What: wire.ResetSend})
+		y.fin()
+	})
+}
+
+func (y *yamuxStream) close() {
+	abnormal := !y.wmu.TryLock() // as in closeWrite
+	if !abnormal {
+		defer y.wmu.Unlock()
+	}
+	y.end(wire.OK, errStreamClosed, abnormal)
+}
+
+func (y *yamuxStream) reset(code wire.Code) {
+	y.end(code, &ResetError{Code: code}, true)
+}
+
+// end closes both directions; abnormal says whether the other side is to take
+// what it read for incomplete.
+func (y *yamuxStream) end(code wire.Code, why error, abnormal bool) {
+	y.mu.Lock()
+	if y.ended {
+		y.mu.Unlock()
+		return
+	}
+	y.ended = true
+	var what byte
+	if y.readErr != io.EOF {
+		what |= wire.ResetStop
+	}
+	if abnormal && !y.finSent {
+		what |= wire.ResetSend
+	}
+	y.stopReading(why)
+	y.stopWriting(why)
+	y.mu.Unlock()
+	y.m.spawn(func() { y.finish(wire.Reset{Stream: y.ys.StreamID(), Code: code, What: what}) })
+}
+
+// finish says what there is to say, and stays until the other side has said it too.
+func (y *yamuxStream) finish(r wire.Reset) {
+	if r.What != 0 {
+		y.m.sendReset(r) // before the FIN
+	}
+	y.fin()
+	y.rmu.Lock()
+	defer y.rmu.Unlock()
+	_ = y.ys.SetReadDeadline(time.Time{})
+	_, _ = io.Copy(io.Discard, y.ys)
+	y.ack()
+	y.m.forget(y)
+}
+
+// fin sends the FIN, unless it went before.
+func (y *yamuxStream) fin() {
+	y.wmu.Lock()
+	defer y.wmu.Unlock()
+	_ = y.ys.Close()
+}
+
+// obey does what a reset of the other side says.
+func (y *yamuxStream) obey(r wire.Reset) {
+	why := &ResetError{Code: r.Code, Remote: true}
+	y.mu.Lock()
+	if r.What&wire.ResetSend != 0 {
+		y.stopReading(why)
+	}
+	stop := r.What&wire.ResetStop != 0 && y.writeErr == nil
+	if stop {
+		y.stopWriting(why)
+	}
+	aborted := y.aborted
+	y.aborted = nil
+	y.mu.Unlock()
+	if stop {
+		y.m.spawn(y.fin)
+	}
+	if aborted != nil {
+		aborted()
+	}
+}
+
+func (y *yamuxStream) onAbort(f func()) func() {
+	y.mu.Lock()
+	var reset *ResetError
+	now := errors.As(y.writeErr, &reset) || errors.As(y.readErr, &reset)
+	if !now {
+		y.aborted = f
+	}
+	y.mu.Unlock()
+	if now {
+		f()
+	}
+	return func() {
+		y.mu.Lock()
+		y.aborted = nil
+		y.mu.Unlock()
+	}
+}
