@@ -79,6 +79,10 @@ func (n Netns) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return c, err
 }
 
+// The first thread is what the kernel shows as the process, and the runtime can't end it: no goroutine
+// but main's may run there, so that none enters a namespace with it.
+func init() { runtime.LockOSThread() }
+
 // do runs fn on a thread that is in the namespace, and ends that thread.
 func (n Netns) do(fn func() error) error {
 	done := make(chan error, 1)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -81,6 +82,9 @@ func killAll(list func() []int, limit time.Duration) error {
 			return fmt.Errorf("processes %v do not end", pids)
 		}
 		for _, pid := range pids {
+			if pid == os.Getpid() {
+				return errors.New("this process is in the run's own network namespace")
+			}
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		time.Sleep(50 * time.Millisecond)
