@@ -1,0 +1,33 @@
+package splice
+
+import (
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+// tcpWait waits until a TCP connection has something to read, be it an error.
+func tcpWait(c *net.TCPConn) func() error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return func() error {
+		var (
+			b    [1]byte
+			perr error
+		)
+		err := rc.Read(func(fd uintptr) bool {
+			for {
+				_, _, perr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+				if perr != unix.EINTR {
+					return perr != unix.EAGAIN
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+		return perr // a reset is told once: who drops it here makes the next Read a clean end
+	}
+}
