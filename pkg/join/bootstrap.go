@@ -53,7 +53,9 @@ func (j *Joiner) Bootstrap(ctx context.Context, id *Identity) (*Record, error) {
 	err := j.retry(ctx, StepBootstrap, func(ctx context.Context) error {
 		var err error
 		if rec, err = j.Ready(id); err == nil {
-			return nil
+			// A process killed at the very end leaves the key behind, and with it a certificate
+			// request that a later bootstrap must not take up again.
+			return j.dropPendingKey()
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			j.cfg.Logger.Info("the kubelet can't start with what is on disk: asking for what it lacks", "reason", err.Error())
@@ -164,6 +166,9 @@ func (j *Joiner) keepPair(rec *Record, certPEM []byte, key *ecdsa.PrivateKey) er
 	chain := pemCertificates(certPEM)
 	if len(chain) == 0 {
 		return errors.New("the control plane issued something that is no certificate")
+	}
+	if j.cfg.now().After(chain[0].NotAfter) {
+		return errors.Join(errors.New("the certificate request is an old one, whose certificate has expired; making another"), j.dropPendingKey())
 	}
 	rec.ClientIssuer = hex.EncodeToString(chain[0].AuthorityKeyId)
 	// Before the pair: a pair whose issuer is not on record would be taken for a stranger's.

@@ -26,7 +26,10 @@ func (j *Joiner) Enrol(ctx context.Context) (*Identity, error) {
 		case errors.Is(err, ErrKeyDamaged):
 			return needsHand(err)
 		case err != nil && !errors.Is(err, ErrNotEnrolled):
-			return err
+			if dirErr := PrepareStateDir(j.cfg.StateDir); dirErr != nil {
+				err = dirErr // says more
+			}
+			return needsHand(err)
 		case err != nil && err != ErrNotEnrolled:
 			j.cfg.Logger.Warn("enrolling again with the node's key, which gives the same node", "err", err)
 		}
