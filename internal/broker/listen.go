@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,9 @@ import (
 
 // apiDialTimeout bounds the connection to a tenant's API server.
 const apiDialTimeout = 10 * time.Second
+
+// handshakeTimeout bounds a TLS handshake on the enrolment server.
+const handshakeTimeout = 10 * time.Second
 
 // listeners are all ports of the broker. They are opened before anything runs, so that a port which
 // is taken is an error at the start and not a half-working broker.
@@ -101,9 +105,35 @@ func serveHTTP(ctx context.Context, srv *http.Server, l net.Listener) error {
 	return untilDone(ctx, srv, func() error { return srv.Serve(l) })
 }
 
-// serveHTTPS serves with srv.TLSConfig until ctx ends.
+// serveHTTPS serves with srv.TLSConfig, whose ALPN protocol is our own, until ctx ends.
 func serveHTTPS(ctx context.Context, srv *http.Server, l net.Listener) error {
-	return untilDone(ctx, srv, func() error { return srv.ServeTLS(l, "", "") })
+	return untilDone(ctx, srv, func() error { return srv.Serve(tlsListener{l, srv.TLSConfig}) })
+}
+
+// tlsListener is tls.NewListener with a connection type that http.Server does not know: it closes a
+// *tls.Conn on which a protocol other than HTTP's own names was agreed.
+type tlsListener struct {
+	net.Listener
+	config *tls.Config
+}
+
+func (l tlsListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tlsConn{tls.Server(c, l.config)}, nil
+}
+
+type tlsConn struct{ *tls.Conn }
+
+// ConnectionState is what http.Server asks for first, in the connection's own goroutine, and puts into
+// each request; so this is the place for the handshake. Its error is that of the read which follows.
+func (c tlsConn) ConnectionState() tls.ConnectionState {
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	defer cancel()
+	_ = c.HandshakeContext(ctx)
+	return c.Conn.ConnectionState()
 }
 
 func untilDone(ctx context.Context, srv *http.Server, serve func() error) error {
