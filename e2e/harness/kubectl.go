@@ -16,6 +16,7 @@ func (e *Env) command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = e.environ()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // an nsenter has a child
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
@@ -57,17 +58,23 @@ func (t *Tenant) Apply(ctx context.Context, manifest string) error {
 // NodeReady returns nil if the node is Ready and its kubelet has renewed its lease after since: the
 // condition alone stays true for most of a minute after the node has gone.
 func (t *Tenant) NodeReady(ctx context.Context, node string, since time.Time) error {
-	out, err := t.Kubectl(ctx, "get", "node", node, "-o",
+	out, err := t.Kubectl(ctx, "get", "node", node, "--ignore-not-found", "-o",
 		`jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.message}{end}`)
 	if err != nil {
 		return err
 	}
+	if out == "" {
+		return fmt.Errorf("node %s has not registered", node)
+	}
 	if status, message, _ := strings.Cut(out, " "); status != "True" {
 		return fmt.Errorf("node %s is not ready: %s", node, message)
 	}
-	out, err = t.Kubectl(ctx, "get", "lease", node, "-n", "kube-node-lease", "-o", "jsonpath={.spec.renewTime}")
+	out, err = t.Kubectl(ctx, "get", "lease", node, "-n", "kube-node-lease", "--ignore-not-found", "-o", "jsonpath={.spec.renewTime}")
 	if err != nil {
 		return err
+	}
+	if out == "" {
+		return fmt.Errorf("node %s has no lease yet", node)
 	}
 	renewed, err := time.Parse(time.RFC3339Nano, out)
 	if err != nil {
