@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -35,6 +36,17 @@ func flattenKubeconfig(source string, data []byte) ([]byte, error) {
 	}
 	if err := clientcmdapi.FlattenConfig(cfg); err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", source, err)
+	}
+	// FlattenConfig reads certificates and keys in, but leaves a token's file where it is.
+	for _, a := range cfg.AuthInfos {
+		if a.TokenFile == "" {
+			continue
+		}
+		token, err := readInput(nil, a.TokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("kubeconfig %s: %w", source, err)
+		}
+		a.Token, a.TokenFile = strings.TrimSpace(string(token)), ""
 	}
 	return clientcmd.Write(*cfg)
 }

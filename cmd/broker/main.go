@@ -33,12 +33,30 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	began := false
+	noteRuns(root, &began)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
+	if !began { // cobra did not like the arguments or flags
+		err = usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
+	}
 	fmt.Fprintf(stderr, "broker: %v\n", err)
 	return exitCode(err)
+}
+
+// noteRuns has every command below c say that its own code was reached.
+func noteRuns(c *cobra.Command, began *bool) {
+	if inner := c.RunE; inner != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			*began = true
+			return inner(c, args)
+		}
+	}
+	for _, sub := range c.Commands() {
+		noteRuns(sub, began)
+	}
 }
 
 // usageError is a mistake in how the command was called or configured: exit code 2.
@@ -71,10 +89,8 @@ exec, port-forward, metrics) and each node reaches its own API server.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath())}
-	})
 	socket := root.PersistentFlags().String("socket", envOr(socketEnv, config.DefaultBroker().AdminSocket),
 		"socket of the running broker (environment "+socketEnv+")")
 	client := func() *admin.Client { return admin.NewClient(*socket) }
@@ -82,26 +98,7 @@ exec, port-forward, metrics) and each node reaches its own API server.`,
 		newServe(), newConfig(), newTenant(client), newToken(client), newNode(client),
 		newEgress(client), newStatus(client), newVersion(),
 	)
-	wrapArgs(root)
 	return root
-}
-
-// wrapArgs makes a wrong number of arguments a usage error for every command below c, and has those
-// that only group others say so when called with an unknown name.
-func wrapArgs(c *cobra.Command) {
-	check := c.Args
-	c.Args = func(c *cobra.Command, args []string) error {
-		if check == nil {
-			check = cobra.NoArgs
-		}
-		if err := check(c, args); err != nil {
-			return usageError{fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath())}
-		}
-		return nil
-	}
-	for _, sub := range c.Commands() {
-		wrapArgs(sub)
-	}
 }
 
 // group is a command that only holds others.

@@ -30,7 +30,7 @@ func addOutput(c *cobra.Command, formats ...string) *output {
 				return nil
 			}
 		}
-		return usageError{fmt.Errorf("unknown output format %q: want one of %s", o.format, strings.Join(formats, ", "))}
+		return fmt.Errorf("unknown output format %q: want one of %s", o.format, strings.Join(formats, ", "))
 	}
 	return o
 }

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"broker": func() { os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("MOORING_BROKER_SOCKET", socketPath(e.WorkDir))
+			e.Values[running{}] = &server{}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"start-broker": startBroker,
+			"kill-broker":  killBroker,
+			"same-ca":      sameCA,
+		},
+	})
+}
+
+func socketPath(dir string) string { return filepath.Join(dir, "broker.sock") }
+
+// running is the key of the script's broker process.
+type running struct{}
+
+type server struct{ cmd *exec.Cmd }
+
+// startBroker runs `broker serve` with the script's broker.yaml on free ports, and returns when it
+// says that it serves.
+func startBroker(ts *testscript.TestScript, _ bool, _ []string) {
+	dir := ts.Getenv("WORK")
+	cfg := ts.ReadFile("broker.yaml")
+	for _, name := range []string{"FRONT", "EGRESS"} {
+		cfg = strings.ReplaceAll(cfg, name, freePort(ts))
+	}
+	cfg = strings.NewReplacer("DATA", ts.Getenv("DATA"), "SOCKET", socketPath(dir)).Replace(cfg)
+	ts.Check(os.WriteFile(filepath.Join(dir, "serve.yaml"), []byte(cfg), 0o600))
+
+	cmd := exec.Command("broker", "serve", "--config", filepath.Join(dir, "serve.yaml"))
+	stderr, err := cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	srv := ts.Value(running{}).(*server)
+	srv.cmd = cmd
+	ts.Defer(func() { srv.kill() })
+
+	lines := bufio.NewScanner(stderr)
+	var seen []string
+	for lines.Scan() {
+		seen = append(seen, lines.Text())
+		if strings.Contains(lines.Text(), "condition=Egress status=True") {
+			go io.Copy(io.Discard, stderr) // ends with the process
+			return
+		}
+	}
+	ts.Fatalf("the broker ended before it served:\n%s", strings.Join(seen, "\n"))
+}
+
+func freePort(ts *testscript.TestScript) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func killBroker(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Value(running{}).(*server).kill()
+}
+
+// kill is a kill -9: nothing of the broker gets to tidy up.
+func (s *server) kill() {
+	if s.cmd != nil {
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+		s.cmd = nil
+	}
+}
+
+var caHash = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// sameCA compares the CA hashes in two files.
+func sameCA(ts *testscript.TestScript, _ bool, args []string) {
+	a, b := caHash.FindString(ts.ReadFile(args[0])), caHash.FindString(ts.ReadFile(args[1]))
+	if a == "" || a != b {
+		ts.Fatalf("CA hashes differ: %q and %q", a, b)
+	}
+}
