@@ -141,13 +141,25 @@ func TestServerTLSVersions(t *testing.T) {
 
 func TestNoResumption(t *testing.T) {
 	p := newParty(t)
-	client := ClientTLS(p.node, p.asBroker())
-	client.ClientSessionCache = tls.NewLRUClientSessionCache(4)
-	client.ServerName = "edge.example"
-	for i := range 3 {
-		cs, _, cerr, serr := shake(t, client, ServerTLS(p.broker, p.asNode(), ServerOptions{AllowTLS12: i == 0}))
-		if cerr != nil || serr != nil || cs.DidResume {
-			t.Errorf("handshake %d: client %v, server %v, resumed %v", i, cerr, serr, cs.DidResume)
+	cert, _ := p.node()
+	stock := &tls.Config{RootCAs: p.ca.Pool(), ServerName: "edge.example", Certificates: []tls.Certificate{*cert}, Time: clock(now)}
+	stock12 := stock.Clone()
+	stock12.MaxVersion = tls.VersionTLS12
+	ours := ClientTLS(p.node, p.asBroker())
+	ours.ServerName = "edge.example"
+	tickets := ServerTLS(p.broker, p.asNode(), ServerOptions{})
+	tickets.SessionTicketsDisabled = false
+	for name, tc := range map[string]struct{ client, server *tls.Config }{
+		"stock client": {stock, ServerTLS(p.broker, p.asNode(), ServerOptions{})},
+		"TLS 1.2":      {stock12, ServerTLS(p.broker, p.asNode(), ServerOptions{AllowTLS12: true})},
+		"our client":   {ours, tickets},
+	} {
+		tc.client.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+		for range 3 {
+			cs, _, cerr, serr := shake(t, tc.client, tc.server)
+			if cerr != nil || serr != nil || cs.DidResume {
+				t.Errorf("%s: client %v, server %v, resumed %v", name, cerr, serr, cs.DidResume)
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,9 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
+	"go.uber.org/zap"
 )
 
 // The test binary, run again with childEnv, opens the store in childDir:
@@ -34,6 +38,7 @@ func child(mode string) {
 		}
 		os.Exit(0)
 	}
+	fmt.Println("opening")
 	s, err := Open(ctx, Config{Dir: os.Getenv(childDir)})
 	if err != nil {
 		fmt.Println("failed:", err)
@@ -60,8 +65,9 @@ func childCommand(mode, dir string) *exec.Cmd {
 	return cmd
 }
 
-// commitAndKill runs a committing child, kills it after delay, counted from its
-// start or from its first commit, and returns the last acknowledged number.
+// commitAndKill runs a committing child, kills it after delay, counted from the
+// beginning of its Open or from its first commit, and returns the last
+// acknowledged number, -1 for none.
 func commitAndKill(t *testing.T, dir string, delay time.Duration, fromFirst bool) (acked int) {
 	t.Helper()
 	cmd := childCommand("commit", dir)
@@ -73,14 +79,18 @@ func commitAndKill(t *testing.T, dir string, delay time.Duration, fromFirst bool
 		t.Fatal(err)
 	}
 	kill := func() { time.AfterFunc(delay, func() { _ = cmd.Process.Kill() }) }
-	if !fromFirst {
-		kill()
-	}
 	acked = -1
 	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == "opening" {
+			if !fromFirst {
+				kill()
+			}
+			continue
+		}
 		n, err := strconv.Atoi(lines.Text())
 		if err != nil {
 			t.Errorf("the child says %q", lines.Text())
+			_ = cmd.Process.Kill()
 			break
 		}
 		if acked < 0 && fromFirst {
@@ -95,40 +105,84 @@ func commitAndKill(t *testing.T, dir string, delay time.Duration, fromFirst bool
 	return acked
 }
 
-func TestKilledStoreKeepsAcknowledgedCommits(t *testing.T) {
-	dir := t.TempDir()
-	total := 0
-	for i := range 10 {
-		// The moments of the kills are random on purpose: some within the start
-		// (the very first one too), some within commits.
-		early := i%3 == 0
-		delay := time.Duration(rand.IntN(40)) * time.Millisecond
-		if early {
-			delay = time.Duration(rand.IntN(250)) * time.Millisecond
-		}
-		acked := commitAndKill(t, dir, delay, !early)
-		s := open(t, dir)
-		items, err := s.List(t.Context(), "/n/")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(items) < acked+1 || len(items) < total {
-			t.Fatalf("kill %d: %d commits, but %d were acknowledged, and %d were there before", i, len(items), acked+1, total)
-		}
-		total = len(items)
-		for n, it := range items {
-			if it.Key != numbered(n) || string(it.Value) != strconv.Itoa(n) {
-				t.Fatalf("kill %d: item %d is %s=%s", i, n, it.Key, it.Value)
-			}
-		}
-		if last, err := s.Get(t.Context(), "/last"); total > 0 && (err != nil || string(last.Value) != strconv.Itoa(total-1)) {
-			t.Fatalf("kill %d: /last = %s, %v, want %d: a commit was applied in part", i, last.Value, err, total-1)
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
+// survived opens a killed child's store, and demands all that was acknowledged.
+func survived(t *testing.T, dir string, acked int) (total int) {
+	t.Helper()
+	s := open(t, dir)
+	items, err := s.List(t.Context(), "/n/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if total = len(items); total < acked+1 {
+		t.Fatalf("%d commits, but %d were acknowledged", total, acked+1)
+	}
+	for n, it := range items {
+		if it.Key != numbered(n) || string(it.Value) != strconv.Itoa(n) {
+			t.Fatalf("item %d is %s=%s", n, it.Key, it.Value)
 		}
 	}
+	if last, err := s.Get(t.Context(), "/last"); total > 0 && (err != nil || string(last.Value) != strconv.Itoa(total-1)) {
+		t.Fatalf("/last = %s, %v, want %d: a commit was applied in part", last.Value, err, total-1)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return total
+}
+
+func TestKilledStoreKeepsAcknowledgedCommits(t *testing.T) {
+	dir, total := t.TempDir(), 0
+	for i := range 9 {
+		// The moments of the kills are random on purpose: a third within the
+		// start, the others within commits.
+		acked := commitAndKill(t, dir, time.Duration(rand.IntN(60))*time.Millisecond, i%3 != 2)
+		now := survived(t, dir, max(acked, total-1))
+		total = now
+	}
 	t.Logf("%d commits survived", total)
+}
+
+func TestKilledFirstStart(t *testing.T) {
+	unfinished := 0
+	for range 8 {
+		dir := t.TempDir()
+		acked := commitAndKill(t, dir, time.Duration(rand.IntN(120))*time.Millisecond, false)
+		if _, err := os.Stat(filepath.Join(dir, doneFile)); err != nil {
+			unfinished++
+		}
+		survived(t, dir, acked)
+	}
+	t.Logf("%d of 8 first starts were killed before their end", unfinished)
+}
+
+// The moment that TestKilledFirstStart meets by chance: there is a log, and the
+// server is not yet a member in it. etcd alone would wait for ever.
+func TestFirstStartKilledBeforeMembership(t *testing.T) {
+	dir := t.TempDir()
+	if err := open(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	logs := filepath.Dir(walPath(t, dir))
+	r, err := wal.OpenForRead(zap.NewNop(), logs, &walpb.Snapshot{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	metadata, _, _, err := r.ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Close() // a log opened for reading has nothing to flush, and says so
+	if err := errors.Join(os.RemoveAll(logs), os.Remove(filepath.Join(dir, doneFile))); err != nil {
+		t.Fatal(err)
+	}
+	w, err := wal.Create(zap.NewNop(), logs, metadata)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, open(t, dir), "/k", "v")
 }
 
 func TestLocked(t *testing.T) {
@@ -208,6 +262,16 @@ func overwrite(t *testing.T, path string, offset int64, n int) {
 	}
 }
 
+// tearLog adds the first bytes of a record, and ends the file there.
+func tearLog(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	end := (len(bytes.TrimRight(data, "\x00")) + 7) &^ 7 // records are padded to 8 bytes
+	return os.WriteFile(path, append(data[:end], 200, 0, 0, 0, 0, 0, 0, 0, 8, 2, 16), 0o600)
+}
+
 // They are opened in another process: what a failed start opened stays open.
 func TestDamagedFiles(t *testing.T) {
 	cases := []struct {
@@ -232,6 +296,8 @@ func TestDamagedFiles(t *testing.T) {
 			overwrite(t, walPath(t, dir), 0, 4096)
 			return nil
 		}, true},
+		// What a power loss leaves of a record that nobody was told of.
+		{"log torn at its end", func(t *testing.T, dir string) error { return tearLog(walPath(t, dir)) }, false},
 		{"log spoilt in the middle", func(t *testing.T, dir string) error {
 			overwrite(t, walPath(t, dir), 20000, 64)
 			return nil

@@ -16,7 +16,11 @@ import (
 	"github.com/mooring-edge/mooring/internal/durable"
 )
 
-const lockFile = "lock"
+const (
+	lockFile = "lock"
+	// doneFile says that a first start came to its end once.
+	doneFile = "initialised"
+)
 
 // prepare makes the directory, takes its lock, and looks for what the server
 // would answer to by waiting for ever, by dying or by silent loss.
@@ -31,11 +35,41 @@ func prepare(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := inspect(filepath.Join(dir, etcdDir, "member")); err != nil {
+	hasData, err := inspect(filepath.Join(dir, etcdDir, "member"))
+	if err == nil && !hasData {
+		err = dropUnfinished(dir)
+	}
+	if err != nil {
 		unlock()
 		return nil, err
 	}
 	return unlock, nil
+}
+
+// dropUnfinished removes what a first start left that was killed before its
+// end. etcd cannot go on from there: killed after it made its log and before it
+// wrote itself into it as a member, it waits for a leader for ever. Nothing is
+// lost: no Open has returned yet, so that nobody can have committed anything.
+func dropUnfinished(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, doneFile))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// Without a database there may still be a log to restore it from, and no
+	// first start leaves such a pair.
+	if _, err := os.Stat(filepath.Join(dir, etcdDir, "member", "snap", "db")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return os.RemoveAll(filepath.Join(dir, etcdDir))
+}
+
+// finish records that the first start came to its end.
+func finish(dir string) error {
+	path := filepath.Join(dir, doneFile)
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.WriteFile(path, []byte("the store in this directory is in use; keep this file with it\n"), 0o600)
 }
 
 // lock takes the directory for this process; the kernel gives it back with the
@@ -62,29 +96,30 @@ func lock(path string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// inspect looks at the files that a former run left in the member directory.
-func inspect(member string) error {
+// inspect looks at the files that a former run left in the member directory,
+// and reports whether the database holds committed entries.
+func inspect(member string) (hasData bool, err error) {
 	db := filepath.Join(member, "snap", "db")
 	info, err := os.Stat(db)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	wal, err := filepath.Glob(filepath.Join(member, "wal", "*.wal"))
 	if err != nil {
-		return err
+		return false, err
 	}
-	hasData, err := inspectDB(db, info.Size())
+	hasData, err = inspectDB(db, info.Size())
 	if err != nil {
-		return err
+		return false, err
 	}
 	if hasData && len(wal) == 0 {
 		// etcd would begin a new, empty log over the old data.
-		return fmt.Errorf("%w (restore the directory from a backup): the log in %s is missing", ErrCorrupt, filepath.Join(member, "wal"))
+		return false, fmt.Errorf("%w (restore the directory from a backup): the log in %s is missing", ErrCorrupt, filepath.Join(member, "wal"))
 	}
-	return nil
+	return hasData, nil
 }
 
 // inspectDB reports whether the database holds committed entries.

@@ -101,7 +101,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{etcd: srv, client: v3client.New(srv.Server), log: log, unlock: unlock}
 	s.closing, s.cancel = context.WithCancel(context.Background())
-	if err := s.makeRoom(ctx); err != nil {
+	if err := errors.Join(finish(cfg.Dir), s.makeRoom(ctx)); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.Dir, err), s.Close())
 	}
 	return s, nil

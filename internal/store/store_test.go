@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -30,7 +31,9 @@ func open(t testing.TB, dir string) *Store {
 func openConfig(t testing.TB, cfg Config) *Store {
 	t.Helper()
 	cfg.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
-	s, err := Open(t.Context(), cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a start that hangs fails soon
+	defer cancel()
+	s, err := Open(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 )
 
 // watching runs a Watch whose events arrive on a channel, one at a time: the
@@ -46,6 +47,8 @@ func watching(t *testing.T, s *Store, prefix string) (next func() string, stop f
 		case err := <-result:
 			result <- err
 			return fmt.Sprintf("ended: %v", err)
+		case <-time.After(20 * time.Second): // a lost event fails the test soon
+			return "none"
 		}
 	}, stop
 }
@@ -100,7 +103,9 @@ func TestWatchHasNoGap(t *testing.T) {
 		}
 	}()
 	for range 3 {
-		ctx, cancel := context.WithCancelCause(t.Context())
+		limit, stop := context.WithTimeout(t.Context(), 20*time.Second)
+		defer stop()
+		ctx, cancel := context.WithCancelCause(limit)
 		all := errors.New("all seen")
 		var keys []string
 		var last int64
