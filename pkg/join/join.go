@@ -200,6 +200,8 @@ func (j *Joiner) Render(rec *Record) (*kubelet.Rendered, error) {
 		Port:          j.cfg.Kubelet.Port,
 		Addresses:     j.cfg.Kubelet.Addresses,
 		ExtraArgs:     j.cfg.Kubelet.ExtraArgs,
+		// A kubelet whose certificate had to be asked for anew should not wait for the old one's end.
+		Revision: rec.JoinedAt.UTC().Format(time.RFC3339Nano),
 		Paths:         j.paths,
 	})
 }

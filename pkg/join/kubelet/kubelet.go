@@ -67,7 +67,9 @@ type Settings struct {
 	Port          int
 	Addresses     []netip.Addr // passed as --node-ip where set
 	ExtraArgs     []string
-	Paths         Paths
+	// Revision changes when a running kubelet should be restarted although no file differs.
+	Revision string
+	Paths    Paths
 }
 
 // Rendered is what Settings come to.
@@ -79,7 +81,8 @@ type Rendered struct {
 	// Warnings are keys of the configuration that this version does not know; the kubelet may.
 	Warnings []string
 
-	files []file
+	files    []file
+	revision string
 }
 
 type file struct {
@@ -98,7 +101,7 @@ func Render(s Settings) (*Rendered, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Rendered{Args: arguments(s), DialAddress: conf.dial, Warnings: conf.warnings}
+	r := &Rendered{Args: arguments(s), DialAddress: conf.dial, Warnings: conf.warnings, revision: s.Revision}
 	env, err := environment(r.Args)
 	if err != nil {
 		return nil, err
@@ -130,6 +133,7 @@ func (r *Rendered) Write() (changed bool, err error) {
 func (r *Rendered) Hash() string {
 	h := sha256.New()
 	part := func(b []byte) { fmt.Fprintf(h, "%d:", len(b)); h.Write(b) }
+	part([]byte(r.revision))
 	for _, a := range r.Args {
 		part([]byte(a))
 	}

@@ -1,0 +1,132 @@
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeSystemd is a systemd with one unit.
+type fakeSystemd struct {
+	mu     sync.Mutex // guards the following fields
+	active string
+	jobs   []string
+	err    error // of Apply
+	away   error // of State
+}
+
+func (f *fakeSystemd) Enable(context.Context, string) error {
+	return errors.New("read-only file system")
+}
+
+func (f *fakeSystemd) Apply(_ context.Context, _ string, restart bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.jobs = append(f.jobs, fmt.Sprintf("restart=%t", restart))
+	if f.err == nil {
+		f.active = "active"
+	}
+	return f.err
+}
+
+func (f *fakeSystemd) State(context.Context, string) (string, int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.active, 4711, f.away
+}
+
+// now changes what systemd says from here on.
+func (f *fakeSystemd) now(active string, err, away error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.active, f.err, f.away = active, err, away
+}
+
+func TestSystemd(t *testing.T) {
+	for name, c := range map[string]struct {
+		active, applied string
+		jobs            []string
+	}{
+		"not running":              {"inactive", "", []string{"restart=false"}},
+		"not running, same files":  {"inactive", "one", []string{"restart=false"}},
+		"failed":                   {"failed", "one", []string{"restart=false"}},
+		"running, same files":      {"active", "one", nil},
+		"starting, same files":     {"activating", "one", nil},
+		"running, other files":     {"active", "two", []string{"restart=true"}},
+		"running, nobody knows on": {"active", "", []string{"restart=true"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			paths := PathsIn(t.TempDir(), t.TempDir())
+			if c.applied != "" {
+				if err := os.WriteFile(paths.Applied, []byte(c.applied+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				sd := &fakeSystemd{active: c.active}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				s := NewSystemd(SystemdConfig{Unit: "kubelet.service", Hash: "one", Paths: paths, manager: sd})
+				if err := s.Run(ctx); err != nil {
+					t.Error(err)
+				}
+				if !slices.Equal(sd.jobs, c.jobs) {
+					t.Errorf("jobs %v, want %v", sd.jobs, c.jobs)
+				}
+			})
+		})
+	}
+}
+
+func TestSystemdOverTime(t *testing.T) {
+	paths := PathsIn(t.TempDir(), t.TempDir())
+	synctest.Test(t, func(t *testing.T) {
+		sd := &fakeSystemd{active: "inactive", err: errors.New("unit not found")}
+		var states []string
+		ctx, cancel := context.WithCancel(t.Context())
+		s := NewSystemd(SystemdConfig{
+			Unit: "kubelet.service", Hash: "one", Paths: paths, manager: sd, Interval: 10 * time.Second,
+			OnState: func(st State) {
+				if len(states) == 0 || states[len(states)-1] != st.Reason {
+					states = append(states, st.Reason)
+				}
+				if !strings.Contains(st.Message, "kubelet.service") {
+					t.Errorf("message %q names no unit", st.Message)
+				}
+			},
+		})
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		pass := func() { time.Sleep(time.Minute); synctest.Wait() }
+		pass() // it can't be started
+		sd.now("inactive", nil, nil)
+		pass() // now it can
+		jobs := len(sd.jobs)
+		sd.now("inactive", nil, nil)
+		pass() // somebody stopped it: left alone
+		if len(sd.jobs) != jobs {
+			t.Error("a kubelet that was stopped by hand was started again")
+		}
+		sd.now("failed", nil, nil)
+		pass() // it crashed too often: started again
+		sd.now("active", nil, errors.New("no bus"))
+		pass()
+		sd.now("active", nil, nil)
+		pass()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		want := []string{"StartFailed", "Running", "Stopped", "Failed", "Running", "SystemdUnreachable", "Running"}
+		if !slices.Equal(states, want) {
+			t.Errorf("states %v\nwant   %v", states, want)
+		}
+	})
+}
