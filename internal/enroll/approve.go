@@ -41,6 +41,9 @@ func (r *approverRun) judge(ctx context.Context, name string) (again time.Durati
 		r.forget(name)
 		return 0, nil
 	}
+	if r.crowded(csr) {
+		return crowdedRecheck * r.cfg.Recheck, nil
+	}
 	node, ours := requestedNode(csr)
 	if !ours {
 		return 0, nil
@@ -55,6 +58,7 @@ func (r *approverRun) judge(ctx context.Context, name string) (again time.Durati
 		return 0, nil
 	case wait:
 		r.report(ctx, csr, node, reason)
+		r.setWaiting(csr)
 		return r.cfg.Recheck, nil
 	}
 	if delay := r.throttle(node); delay > 0 {
@@ -142,6 +146,32 @@ func (r *approverRun) remember(csr *certificatesv1.CertificateSigningRequest) *s
 		r.seen[csr.Name] = s
 	}
 	return s
+}
+
+func (r *approverRun) setWaiting(csr *certificatesv1.CertificateSigningRequest) {
+	s := r.remember(csr)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.waiting = true
+}
+
+// crowded tells whether a request that waits has to wait longer, because its requestor (as the API server
+// authenticated it) has so many that looking at them all again would cost others.
+func (r *approverRun) crowded(csr *certificatesv1.CertificateSigningRequest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.seen[csr.Name]; s == nil || s.uid != csr.UID || !s.waiting {
+		return false
+	}
+	l := r.rechecks[csr.Spec.Username]
+	if l == nil {
+		if len(r.rechecks) >= maxRequestors {
+			clear(r.rechecks) // bootstrap tokens come and go; at worst somebody gets a fresh start
+		}
+		l = rate.NewLimiter(nodeRechecks, nodeRecheckBurst)
+		r.rechecks[csr.Spec.Username] = l
+	}
+	return !l.Allow()
 }
 
 func (r *approverRun) forget(name string) {

@@ -35,6 +35,11 @@ const (
 	// A kubelet asks for a handful of certificates in its life, so a node that floods waits for itself alone.
 	nodeApprovals     = rate.Limit(0.2)
 	nodeApprovalBurst = 5
+	// Of one requestor's waiting requests, so many a second are looked at again; others 20 times later.
+	nodeRechecks     = rate.Limit(2)
+	nodeRecheckBurst = 20
+	crowdedRecheck   = 20
+	maxRequestors    = 10_000
 )
 
 // Attester knows which addresses a node's live session attests; the switchboard.
@@ -92,7 +97,7 @@ func (a *Approver) Run(ctx context.Context, t tenant.Tenant) error {
 		cfg: a.cfg, tenant: t, client: client, log: log,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](500*time.Millisecond, 30*time.Second)),
 		seen:  map[string]*seenCSR{}, limits: map[string]*rate.Limiter{},
-		noise: rate.NewLimiter(1, 20),
+		rechecks: map[string]*rate.Limiter{}, noise: rate.NewLimiter(1, 20),
 	}
 	r.informer = certinformers.NewCertificateSigningRequestInformer(client, 0, cache.Indexers{})
 	if err := r.watch(); err != nil {
@@ -121,9 +126,10 @@ type approverRun struct {
 	reserved atomic.Pointer[[]netip.Addr] // nil until the API server has told
 	noise    *rate.Limiter                // for log lines and Events on what is left alone
 
-	mu     sync.Mutex
-	seen   map[string]*seenCSR      // guarded by mu; requests that are pending, by name
-	limits map[string]*rate.Limiter // guarded by mu; approvals by enrolled node
+	mu       sync.Mutex
+	seen     map[string]*seenCSR      // guarded by mu; requests that are pending, by name
+	limits   map[string]*rate.Limiter // guarded by mu; approvals by enrolled node
+	rechecks map[string]*rate.Limiter // guarded by mu; looks at waiting requests by requestor
 }
 
 // seenCSR remembers what was done about a pending request.
@@ -131,6 +137,7 @@ type seenCSR struct {
 	uid     types.UID
 	reason  string // as last reported
 	cleaned bool   // the node's bootstrap tokens are deleted
+	waiting bool   // it was looked at, and may become right
 }
 
 func (r *approverRun) watch() error {

@@ -29,10 +29,11 @@ type world struct {
 	mu       sync.Mutex
 	enrolled map[string]bool
 	sessions map[string][]netip.Addr
+	asked    map[string]int
 }
 
 func newWorld() *world {
-	return &world{enrolled: map[string]bool{testNode: true}, sessions: map[string][]netip.Addr{testNode: testAddrs}}
+	return &world{enrolled: map[string]bool{testNode: true}, sessions: map[string][]netip.Addr{testNode: testAddrs}, asked: map[string]int{}}
 }
 
 func (w *world) Get(_ context.Context, tenant, node string) (NodeRecord, error) {
@@ -47,6 +48,7 @@ func (w *world) Get(_ context.Context, tenant, node string) (NodeRecord, error) 
 func (w *world) NodeAddresses(_, node string) ([]netip.Addr, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.asked[node]++
 	a, ok := w.sessions[node]
 	return a, ok
 }
@@ -260,6 +262,19 @@ func TestEnsureBindings(t *testing.T) {
 	}
 }
 
+// floodWith files n serving requests of the node "flood".
+func floodWith(t *testing.T, client kubernetes.Interface, n int) {
+	t.Helper()
+	for i := range n {
+		k := servingRequest()
+		k.template.Subject, k.template.DNSNames = nodeSubject("flood"), []string{"flood"}
+		k.object.Name, k.object.UID, k.object.Spec.Username = fmt.Sprint("flood-", i), types.UID(fmt.Sprint(i)), nodeUserPrefix+"flood"
+		if _, err := client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), k.build(t), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Fault 28: a node that floods waits for itself alone.
 func TestFault28CSRFlood(t *testing.T) {
 	w := newWorld()
@@ -267,14 +282,7 @@ func TestFault28CSRFlood(t *testing.T) {
 	client := fake.NewClientset(kubernetesService())
 	approving(t, w, client, func(t *testing.T) {
 		const flood = 50
-		for i := range flood {
-			k := servingRequest()
-			k.template.Subject, k.template.DNSNames = nodeSubject("flood"), []string{"flood"}
-			k.object.Name, k.object.UID, k.object.Spec.Username = fmt.Sprint("flood-", i), types.UID(fmt.Sprint(i)), nodeUserPrefix+"flood"
-			if _, err := client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), k.build(t), metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
-		}
+		floodWith(t, client, flood)
 		file(t, client, servingRequest())
 		if !approved(t, client, "csr-serving") {
 			t.Error("the other node waits")
@@ -293,6 +301,30 @@ func TestFault28CSRFlood(t *testing.T) {
 			if !approved(t, client, fmt.Sprint("flood-", i)) {
 				t.Fatalf("flood-%d never approved", i)
 			}
+		}
+	})
+}
+
+// Fault 28 again, with requests that nobody vouches for: they are not looked at over and over.
+func TestFault28CSRFloodWaiting(t *testing.T) {
+	w := newWorld()
+	w.enrolled["flood"] = true
+	w.sessions = map[string][]netip.Addr{}
+	client := fake.NewClientset(kubernetesService())
+	approving(t, w, client, func(t *testing.T) {
+		const flood, seconds = 200, 120
+		floodWith(t, client, flood)
+		file(t, client, servingRequest())
+		pass(seconds * time.Second)
+		w.set(func(w *world) {
+			if limit := flood + nodeRecheckBurst + int(nodeRechecks)*seconds + 1; w.asked["flood"] > limit {
+				t.Errorf("looked %d times at %d requests in %d s, want at most %d", w.asked["flood"], flood, seconds, limit)
+			}
+			w.sessions[testNode] = testAddrs
+		})
+		pass(defaultRecheck)
+		if !approved(t, client, "csr-serving") {
+			t.Error("the other node waits")
 		}
 	})
 }
