@@ -175,6 +175,16 @@ func TestFirstStartKilledBeforeMembership(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(logs), os.Remove(filepath.Join(dir, doneFile))); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Remove(dbPath(dir)); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bolt.Open(dbPath(dir), 0o600, nil) // without a word of any member
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
 	w, err := wal.Create(zap.NewNop(), logs, metadata)
 	if err != nil {
 		t.Fatal(err)
