@@ -20,6 +20,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/front"
+	"github.com/mooring-edge/mooring/internal/hostsfile"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
 	"github.com/mooring-edge/mooring/internal/switchboard"
@@ -93,8 +94,29 @@ func (b *broker) run(ctx context.Context, st *store.Store) error {
 		ln.close()
 		return errors.Join(err, g.Wait())
 	}
+	if err := b.keepHosts(ctx, g, st); err != nil {
+		ln.close()
+		return errors.Join(err, g.Wait())
+	}
 	b.serve(ctx, g, st, ln)
 	return g.Wait()
+}
+
+// keepHosts keeps the tenants' hosts files, if they are wanted.
+func (b *broker) keepHosts(ctx context.Context, g *errgroup.Group, st *store.Store) error {
+	if b.cfg.Egress.HostsDir == "" {
+		return nil
+	}
+	files, err := hostsfile.New(b.cfg.Egress.HostsDir, b.log)
+	if err != nil {
+		return err
+	}
+	cancel := b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) { files.Tenant(t.Name, deleted) })
+	g.Go(func() error {
+		defer cancel()
+		return enroll.WatchNodes(ctx, st, files.Node)
+	})
+	return nil
 }
 
 // assemble makes the parts; none of them does anything yet.

@@ -38,6 +38,9 @@ type BrokerEgress struct {
 	Listen string `json:"listen"`
 	// PublicEndpoint is the URL by which API servers reach Listen. Default https://127.0.0.1:8132.
 	PublicEndpoint string `json:"publicEndpoint"`
+	// HostsDir is where a hosts file with the nodes' names is kept for each tenant, for its API servers'
+	// /etc/hosts: kube-apiserver looks a node's name up before it serves nodes/NAME/proxy. Default empty: none.
+	HostsDir string `json:"hostsDir"`
 }
 
 // BrokerTunnel bounds the sessions of nodes.
@@ -120,6 +123,9 @@ func (c *Broker) validate(p *problems) {
 	}
 	p.check("egress.listen", listenAddr(c.Egress.Listen))
 	p.check("egress.publicEndpoint", httpsURL(c.Egress.PublicEndpoint))
+	if c.Egress.HostsDir != "" {
+		p.check("egress.hostsDir", absolute(c.Egress.HostsDir))
+	}
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
 	p.check("tunnel.maxStreams", intBetween(c.Tunnel.MaxStreams, 1, 100_000))
 	p.check("tunnel.maxPending", intBetween(c.Tunnel.MaxPending, 1, 100_000))

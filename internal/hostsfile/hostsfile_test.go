@@ -1,0 +1,72 @@
+package hostsfile
+
+import (
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func nodesIn(t *testing.T, path string) []string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := []string{}
+	for line := range strings.Lines(string(data)) {
+		if addr, name, _ := strings.Cut(strings.TrimSpace(line), " "); addr == placeholder {
+			nodes = append(nodes, name)
+		}
+	}
+	if !strings.Contains(string(data), "127.0.0.1 localhost\n") {
+		t.Errorf("localhost is missing:\n%s", data)
+	}
+	return nodes
+}
+
+func TestFilesFollowTenantsAndNodes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "hosts")
+	f, err := New(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	acme := filepath.Join(dir, "acme")
+	want := func(names ...string) {
+		t.Helper()
+		if got := nodesIn(t, acme); strings.Join(got, " ") != strings.Join(names, " ") {
+			t.Errorf("file holds %q, want %q", got, names)
+		}
+	}
+	f.Tenant("acme", false)
+	want()
+	before, err := os.Stat(acme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Node("acme", "edge-2", false)
+	f.Node("acme", "edge-1", false)
+	f.Node("globex", "edge-9", false)
+	want("edge-1", "edge-2")
+	f.Node("acme", "edge-1", true)
+	f.Node("nobody", "x", true)
+	want("edge-2")
+	if after, err := os.Stat(acme); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file was replaced (%v): a mount of it would keep the old one", err)
+	}
+	f.Tenant("acme", true)
+	if _, err := os.Stat(acme); !os.IsNotExist(err) {
+		t.Errorf("file of a removed tenant: %v", err)
+	}
+	f.Tenant("acme", false)
+	want() // a new tenant of the name inherits nothing
+}
+
+// What kube-apiserver checks of the address that it finds.
+func TestPlaceholderPassesTheAPIServersCheck(t *testing.T) {
+	if !net.ParseIP(placeholder).IsGlobalUnicast() {
+		t.Fatal("kube-apiserver would answer: address not allowed")
+	}
+}
