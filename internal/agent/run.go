@@ -50,13 +50,10 @@ func (a *Agent) Join(ctx context.Context) (*join.Identity, error) {
 	}
 	defer local.close()
 
-	inner, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g := newGroup(inner)
+	g := newGroup(ctx)
 	g.start(func(ctx context.Context) error { return a.serveAPI(ctx, local.api) })
 	var id *join.Identity
 	g.start(func(ctx context.Context) error {
-		defer cancel()
 		var err error
 		if id, err = a.joiner.Enrol(ctx); err != nil {
 			return err
@@ -67,16 +64,22 @@ func (a *Agent) Join(ctx context.Context) (*join.Identity, error) {
 		if err != nil {
 			return err
 		}
-		_, err = a.render(rec)
-		return err
+		if _, err = a.render(rec); err != nil {
+			return err
+		}
+		return errJoined
 	})
-	<-g.ctx.Done()
-	g.wg.Wait()
-	if err := context.Cause(g.ctx); !errors.Is(err, context.Canceled) {
+	switch err := g.wait(ctx); {
+	case errors.Is(err, errJoined):
+		return id, nil
+	case err != nil:
 		return nil, err
 	}
-	return id, ctx.Err()
+	return nil, ctx.Err()
 }
+
+// errJoined ends the group of Join when all is done.
+var errJoined = errors.New("joined")
 
 // lock prepares the state directory and takes it for this process.
 func (a *Agent) lock(command string) (func(), error) {

@@ -202,7 +202,7 @@ func (j *Joiner) Render(rec *Record) (*kubelet.Rendered, error) {
 		ExtraArgs:     j.cfg.Kubelet.ExtraArgs,
 		// A kubelet whose certificate had to be asked for anew should not wait for the old one's end.
 		Revision: rec.JoinedAt.UTC().Format(time.RFC3339Nano),
-		Paths:         j.paths,
+		Paths:    j.paths,
 	})
 }
 
