@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -40,4 +41,12 @@ func (g *generation) next() uint64 {
 		g.logger.Warn("the session counter can't be kept on disk", "err", err)
 	}
 	return g.last
+}
+
+// forget begins the count anew, for another identity; it tells whether there was one.
+func (g *generation) forget() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.last = 0
+	return os.Remove(g.path) == nil
 }

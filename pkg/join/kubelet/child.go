@@ -81,11 +81,12 @@ type record struct {
 // Run takes over a kubelet that an earlier agent left running, or starts one, and starts it again
 // whenever it ends. It returns when ctx ends; the kubelet runs on.
 func (c *Child) Run(ctx context.Context) error {
-	p, rec, err := c.takeOver(ctx)
-	if err != nil {
-		return err
-	}
 	backoff := c.cfg.BackoffMin
+	p, rec, err := c.takeOver(ctx)
+	for ; err != nil && ctx.Err() == nil; p, rec, err = c.takeOver(ctx) {
+		c.down("StopFailed", fmt.Sprintf("the old kubelet can't be ended: %v", err))
+		pause(ctx, c.cfg.BackoffMax)
+	}
 	for ctx.Err() == nil {
 		var cmd *exec.Cmd // nil for a kubelet that was taken over
 		if p == nil {
