@@ -76,11 +76,11 @@ kubelet:
 
 // retry TEXT COMMAND... runs a command until it prints the text, whatever its exit code.
 func retry(ts *testscript.TestScript, _ bool, args []string) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		_ = ts.Exec(args[1], args[2:]...)
 		if strings.Contains(ts.ReadFile("stdout"), args[0]) {
 			return
 		}
 	}
-	ts.Fatalf("%v did not print %q within 20 s", args[1:], args[0])
+	ts.Fatalf("%v did not print %q within a minute", args[1:], args[0])
 }

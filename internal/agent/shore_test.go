@@ -141,8 +141,8 @@ func (s *shore) session() *tunnel.Session {
 	select {
 	case sess := <-s.up:
 		return sess
-	case <-time.After(20 * time.Second):
-		s.t.Fatal("no session within 20 s")
+	case <-time.After(time.Minute):
+		s.t.Fatal("no session within a minute")
 		return nil
 	}
 }
@@ -231,14 +231,14 @@ func run(t *testing.T, cfg *config.Agent) (a *Agent, stop func()) {
 // until waits for the agent's status, as its socket gives it, to be as wanted.
 func until(t *testing.T, socket, what string, ok func(*Status) bool) *Status {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		s, err := FetchStatus(t.Context(), socket)
 		if err == nil && ok(s) {
 			return s
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not %s within 20 s: %+v, %v", what, s, err)
+			t.Fatalf("not %s within a minute: %+v, %v", what, s, err)
 		}
 		time.Sleep(20 * time.Millisecond) // polls a condition with a deadline
 	}
@@ -247,7 +247,7 @@ func until(t *testing.T, socket, what string, ok func(*Status) bool) *Status {
 // untilListening waits for a kubelet that runs to listen too.
 func untilListening(t *testing.T, port int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			c.Close()

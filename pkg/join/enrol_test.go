@@ -23,7 +23,7 @@ func fails(code enrollapi.ErrorCode) *enrollapi.Error {
 }
 
 func (s *site) enrol(cfg Config) (*Identity, error) {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 60*time.Second)
 	defer cancel()
 	return New(cfg).Enrol(ctx)
 }

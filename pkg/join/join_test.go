@@ -40,7 +40,7 @@ func newSite(t *testing.T) *site {
 		Hostname: "edge-1", Version: "v0", APIAddress: s.api.Address,
 		Kubelet:      Kubelet{RootDir: filepath.Join(t.TempDir(), "kubelet"), Port: 10250},
 		RefusedRetry: 10 * time.Millisecond, BackoffMin: time.Millisecond, BackoffMax: 10 * time.Millisecond,
-		RequestTimeout: 5 * time.Second, IssueTimeout: 5 * time.Second,
+		RequestTimeout: 30 * time.Second, IssueTimeout: 30 * time.Second,
 		Report: func(p Progress) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -65,7 +65,7 @@ func (s *site) errs() string {
 
 // all takes a box the whole way, as a freshly started process would.
 func (s *site) all(cfg Config) (*Identity, error) {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 60*time.Second)
 	defer cancel()
 	j := New(cfg)
 	id, err := j.Enrol(ctx)

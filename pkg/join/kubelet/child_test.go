@@ -95,7 +95,7 @@ func (n *nest) agent(cfg ChildConfig) (stop func()) {
 // await returns the next state for which ok holds.
 func (n *nest) await(what string, ok func(State) bool) State {
 	n.t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		select {
 		case s := <-n.states:
@@ -103,7 +103,7 @@ func (n *nest) await(what string, ok func(State) bool) State {
 				return s
 			}
 		case <-limit:
-			n.t.Fatalf("no kubelet that is %s within 20 s", what)
+			n.t.Fatalf("no kubelet that is %s within a minute", what)
 		}
 	}
 }
