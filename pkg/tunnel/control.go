@@ -38,7 +38,7 @@ func establish(ctx context.Context, l *link, cfg Config) (*Session, error) {
 	c, err := s.greet(ctx)
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, errTimeout) {
-			err = fmt.Errorf("no hello from %s in time: %w", l.remote, context.Cause(ctx))
+			err = fmt.Errorf("no hello from %s in time: %w", l.remote, err)
 		}
 		s.rejectLink(c, err)
 		s.cancel(err)
@@ -78,10 +78,12 @@ func (s *Session) greet(ctx context.Context) (*control, error) {
 		if err != nil {
 			return c, err
 		}
-		if _, err := c.raw.Write(hello); err != nil {
-			return c, fmt.Errorf("send hello: %w", s.setupErr(err))
+		_, werr := c.raw.Write(hello)
+		err = s.readHello(c) // which, also after a failed write, may say what is wrong
+		if err != nil && werr != nil && !isClosedBy(err) {
+			err = fmt.Errorf("send hello: %w", s.setupErr(werr))
 		}
-		return c, s.readHello(c)
+		return c, err
 	}
 	pre, err := wire.ReadPreamble(c.r)
 	if err != nil {
@@ -102,6 +104,12 @@ func (s *Session) greet(ctx context.Context) (*control, error) {
 		return c, fmt.Errorf("send hello: %w", s.setupErr(err))
 	}
 	return c, nil
+}
+
+// isClosedBy says whether err is the other side's own word on why it closed.
+func isClosedBy(err error) bool {
+	var closed *ClosedError
+	return errors.As(err, &closed) && closed.Remote
 }
 
 // helloBytes is this end's hello, for the dialling side behind the stream's preamble.

@@ -106,16 +106,23 @@ func (e *expedition) dial(ctx context.Context) (*Session, error) {
 	case TransportTCP:
 		attempts = attempts[1:]
 	}
+	return e.dialAny(ctx, attempts)
+}
+
+// dialAny races the attempts, and lets the last one try once more if the first
+// won with a link that then carried nothing.
+func (e *expedition) dialAny(ctx context.Context, attempts []attempt) (*Session, error) {
 	l, won, err := race(ctx, attempts, func(l *link) { l.close(wire.Canceled, "the other transport was faster", 0) })
 	if err != nil {
 		return nil, err
 	}
 	s, err := establish(ctx, l, e.cfg)
-	if err == nil || ctx.Err() != nil || e.transport != TransportAuto || won != 0 || !errors.Is(err, errTimeout) {
+	last := len(attempts) - 1
+	if err == nil || ctx.Err() != nil || won == last || !errors.Is(err, errTimeout) {
 		return s, err
 	}
 	e.cfg.Logger.Warn("the handshake over QUIC went through and nothing after it; trying TCP", "transport", string(TransportQUIC), "err", err)
-	l, err2 := attempts[1].dial(ctx)
+	l, err2 := attempts[last].dial(ctx)
 	if err2 != nil {
 		return nil, errors.Join(err, err2)
 	}
@@ -179,6 +186,9 @@ func (e *expedition) dialUDP(ctx context.Context, to *net.UDPAddr) (*link, error
 	conn, err := tr.Dial(ctx, to, e.tls, quicConfig(e.cfg))
 	if err != nil {
 		release()
+		if ctx.Err() == nil && isTimeout(err) {
+			err = fmt.Errorf("no answer by UDP: blocked on the way, or nobody there: %w", err)
+		}
 		return nil, err
 	}
 	return newQUICLink(conn, true, release), nil

@@ -28,6 +28,7 @@ func inMemory(t *testing.T, cfg Config, f func(t *testing.T, agent, broker *Sess
 func TestIdleSessionLives(t *testing.T) {
 	inMemory(t, Config{}, func(t *testing.T, agent, broker *Session, _ func()) {
 		time.Sleep(24 * time.Hour)
+		synctest.Wait()
 		for _, s := range []*Session{agent, broker} {
 			if err := s.Err(); err != nil {
 				t.Errorf("died of idleness: %v", err)

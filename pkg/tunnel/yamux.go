@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +38,8 @@ type yamuxMux struct {
 	maxLive int
 	unacked chan struct{} // one token for each stream of ours that the other side has not been seen to know
 
-	wg sync.WaitGroup // the goroutines that end streams
+	wg   sync.WaitGroup // the goroutines that end streams
+	gone atomic.Bool    // release was called
 
 	mu      sync.Mutex // guards the following
 	closed  bool       // no more goroutines are started
@@ -64,19 +67,20 @@ func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link,
 		MaxStreamWindowSize:    uint32(c.StreamWindow),
 		Logger:                 yamuxLogger{c.Logger},
 	}
+	m := &yamuxMux{
+		raw: raw.Conn, conn: fc, maxLive: maxLive(c),
+		unacked: make(chan struct{}, yamuxBacklog),
+		live:    make(map[uint32]*yamuxStream),
+		early:   make(map[uint32]wire.Reset),
+	}
+	fc.lost = m.release
 	start := yamux.Server
 	if dialled {
 		start = yamux.Client
 	}
-	ys, err := start(fc, yc)
-	if err != nil {
+	var err error
+	if m.ys, err = start(fc, yc); err != nil {
 		return nil, fmt.Errorf("start yamux: %w", err)
-	}
-	m := &yamuxMux{
-		ys: ys, raw: raw.Conn, conn: fc, maxLive: maxLive(c),
-		unacked: make(chan struct{}, yamuxBacklog),
-		live:    make(map[uint32]*yamuxStream),
-		early:   make(map[uint32]wire.Reset),
 	}
 	return &link{
 		mux:       m,
@@ -160,12 +164,28 @@ func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 		case <-t.C:
 		}
 	}
+	m.release()
 	_ = m.raw.Close() // first: closing TLS would wait for room for its alert
 	_ = m.ys.Close()
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
 	m.wg.Wait()
+}
+
+// release lets go whoever waits in yamux for a stream. It is called before yamux
+// shuts down: yamux would have them spin until it came to their stream, which
+// with a few hundred of them takes minutes.
+func (m *yamuxMux) release() {
+	if m.gone.Swap(true) {
+		return
+	}
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.live))
+	m.mu.Unlock()
+	for _, y := range all {
+		y.release()
+	}
 }
 
 // spawn runs f in a goroutine that close waits for. It returns false once closed.
@@ -218,6 +238,9 @@ func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
 		m.order = slices.DeleteFunc(m.order, func(id uint32) bool { return id == ys.StreamID() })
 	}
 	m.mu.Unlock()
+	if m.gone.Load() {
+		y.release()
+	}
 	if early {
 		y.obey(r)
 	}

@@ -17,6 +17,7 @@ type frameConn struct {
 	body bool // a header was written, its body is next; used by yamux's one writer
 	in   atomic.Uint64
 	err  atomic.Pointer[error] // the first one
+	lost func()                // called once the connection is of no more use, before yamux knows it
 }
 
 const (
@@ -53,8 +54,15 @@ func (c *frameConn) Write(p []byte) (int, error) {
 func (c *frameConn) note(err error) error {
 	if err != nil {
 		c.err.CompareAndSwap(nil, &err)
+		c.lost()
 	}
 	return err
+}
+
+// Close implements io.Closer. It is yamux that calls it, as the first thing when it gives up.
+func (c *frameConn) Close() error {
+	c.lost()
+	return c.Conn.Close()
 }
 
 func (c *frameConn) failure() error {

@@ -45,7 +45,9 @@ func (m *yamuxMux) pass(done bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ctlDone = m.ctlDone || done
-	_ = m.ctl.SetReadDeadline(time.Time{})
+	if m.ctl != nil && !m.gone.Load() {
+		_ = m.ctl.SetReadDeadline(time.Time{})
+	}
 	for _, w := range m.waiting {
 		close(w)
 	}
@@ -66,13 +68,13 @@ func (r *controlReader) Read(p []byte) (int, error) {
 		switch {
 		case n > 0:
 			return n, nil
-		case isTimeout(err):
+		case isTimeout(err) && !r.m.gone.Load():
 			r.m.pass(false)
 		case err == nil: // an empty p
 			return 0, nil
 		default:
 			r.m.pass(true)
-			if err == io.EOF && r.m.ys.IsClosed() {
+			if r.m.gone.Load() {
 				err = errMuxGone
 			}
 			return 0, err

@@ -38,7 +38,6 @@ type yamuxStream struct {
 	mu                sync.Mutex // guards the following
 	readDL, writeDL   time.Time
 	readErr, writeErr error // why there is no more reading or writing; nil: there is
-	finSent           bool  // closeWrite did it
 	ended             bool  // close or reset was called
 	aborted           func()
 }
@@ -62,6 +61,8 @@ func (y *yamuxStream) Read(p []byte) (int, error) {
 			return 0, y.endOfFile()
 		case !isTimeout(err):
 			return 0, y.m.streamErr(err)
+		case y.m.gone.Load():
+			return 0, y.readOver()
 		}
 		// The deadline, or somebody who used it to kick us out: check tells.
 	}
@@ -87,6 +88,14 @@ func (y *yamuxStream) endOfFile() error {
 	return y.readErr
 }
 
+// readOver is why there is nothing more to read on a connection that is gone.
+func (y *yamuxStream) readOver() error {
+	if err := y.check(&y.readErr, new(time.Time)); err != nil {
+		return err
+	}
+	return errMuxGone
+}
+
 // ack returns the token of an open that the other side has answered. rmu is held.
 func (y *yamuxStream) ack() {
 	if !y.acked {
@@ -110,6 +119,8 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 		total += n
 		p = p[n:]
 		switch {
+		case isTimeout(err) && y.m.gone.Load():
+			return total, errMuxGone
 		case err == nil || isTimeout(err): // for a timeout, check tells what it was
 		case errors.Is(err, yamux.ErrStreamClosed) && !y.m.ys.IsClosed():
 			return total, errStreamClosed
@@ -135,7 +146,7 @@ func (y *yamuxStream) check(over *error, deadline *time.Time) error {
 func (y *yamuxStream) SetReadDeadline(t time.Time) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	if y.readErr != nil {
+	if y.readErr != nil || y.m.gone.Load() {
 		return nil // a kick must not be taken back
 	}
 	y.readDL = t
@@ -145,11 +156,19 @@ func (y *yamuxStream) SetReadDeadline(t time.Time) error {
 func (y *yamuxStream) SetWriteDeadline(t time.Time) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	if y.writeErr != nil {
+	if y.writeErr != nil || y.m.gone.Load() {
 		return nil
 	}
 	y.writeDL = t
 	return y.ys.SetWriteDeadline(t)
+}
+
+// release kicks out whoever waits, as the connection is gone. What has arrived can still be read.
+func (y *yamuxStream) release() {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	_ = y.ys.SetReadDeadline(aLongTimeAgo)
+	_ = y.ys.SetWriteDeadline(aLongTimeAgo)
 }
 
 // stopReading and stopWriting let nobody in any more and kick out who is. mu is held.
@@ -179,7 +198,7 @@ func (y *yamuxStream) closeWrite() error {
 		y.mu.Unlock()
 		return err
 	}
-	y.writeErr, y.finSent = errStreamClosed, true
+	y.writeErr = errStreamClosed
 	y.mu.Unlock()
 	return y.ys.Close() // yamux's Close is the FIN, and only that
 }
@@ -216,11 +235,11 @@ func (y *yamuxStream) end(code wire.Code, why error, abnormal bool) {
 		return
 	}
 	y.ended = true
-	var what byte
-	if y.readErr != io.EOF {
+	var what byte // nothing that the other side has said itself
+	if y.readErr == nil {
 		what |= wire.ResetStop
 	}
-	if abnormal && !y.finSent {
+	if abnormal && y.writeErr == nil {
 		what |= wire.ResetSend
 	}
 	y.stopReading(why)
@@ -237,9 +256,16 @@ func (y *yamuxStream) finish(r wire.Reset) {
 	y.fin()
 	y.rmu.Lock()
 	defer y.rmu.Unlock()
-	_ = y.ys.SetReadDeadline(time.Time{})
+	y.mu.Lock()
+	if !y.m.gone.Load() {
+		_ = y.ys.SetReadDeadline(time.Time{})
+	}
+	y.mu.Unlock()
 	_, _ = io.Copy(io.Discard, y.ys)
 	y.ack()
+	if r.What&wire.ResetStop != 0 {
+		y.m.barrier() // a reset that went before the FIN still finds the stream
+	}
 	y.m.forget(y)
 }
 

@@ -1,0 +1,298 @@
+package tunnel
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+// rawLink connects as an agent would and then says nothing.
+func rawLink(t *testing.T, addr string, tr Transport) *link {
+	t.Helper()
+	e, err := dialer(addr, tr, Config{}).prepare()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l *link
+	if tr == TransportQUIC {
+		l, err = e.dialQUIC(t.Context())
+	} else {
+		l, err = e.dialTCP(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.close(wire.Shutdown, "test over", 0) })
+	return l
+}
+
+func rawOpen(t *testing.T, l *link, b []byte) muxStream {
+	t.Helper()
+	st, err := l.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = st.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, _ = st.Write(b) // may be told of the hanging up, which is for the test to judge
+	return st
+}
+
+func must(b []byte, err error) []byte { check(err); return b }
+
+func preamble(k wire.Kind, target string) []byte {
+	return must(wire.AppendPreamble(nil, wire.Preamble{Kind: k, Target: target}))
+}
+
+func frame(t wire.FrameType, payload []byte) []byte {
+	return must(wire.AppendFrame(nil, wire.Frame{Type: t, Payload: payload}))
+}
+
+func helloFrame() []byte { return must(wire.AppendHello(nil, wire.Hello{Version: "raw"})) }
+
+// wantRejected reads what the other side says before it hangs up: over QUIC the
+// code is the connection's, over TCP an answer's or a goodbye's.
+func wantRejected(t *testing.T, l *link, st muxStream, answer bool, code wire.Code) {
+	t.Helper()
+	if l.transport == TransportQUIC {
+		_, err := l.accept(t.Context())
+		wantClosed(t, l.explain(err), code, true)
+		return
+	}
+	r := bufio.NewReader(st)
+	if answer {
+		a, err := wire.ReadAnswer(r)
+		if err != nil || a.Code != code || a.Message == "" {
+			t.Errorf("answer %+v, %v; want code %q and a reason", a, err, code)
+		}
+		return
+	}
+	for {
+		f, err := wire.ReadFrame(r, nil)
+		if err != nil {
+			t.Fatalf("no goodbye: %v", err)
+		}
+		if f.Type == wire.FrameGoodbye {
+			if g, err := wire.ParseGoodbye(f.Payload); err != nil || g.Code != code || g.Message == "" {
+				t.Errorf("goodbye %+v, %v; want code %q and a reason", g, err, code)
+			}
+			return
+		}
+	}
+}
+
+func TestBadBeginnings(t *testing.T) {
+	control := preamble(wire.KindControl, "")
+	for name, tc := range map[string]struct {
+		first  []byte
+		answer bool // told by an answer, as the stream is not a control stream
+	}{
+		"garbage":                    {[]byte("GET / HTTP/1.1\r\n\r\n"), true},
+		"a dial stream first":        {preamble(wire.KindDial, "node:1"), true},
+		"an oversize target":         {[]byte{0x4d, 1, 0xff, 0xff}, true},
+		"hello is not JSON":          {append(bytes.Clone(control), frame(wire.FrameHello, []byte("hello"))...), false},
+		"hello out of bounds":        {append(bytes.Clone(control), frame(wire.FrameHello, []byte(`{"node":"`+strings.Repeat("x", 300)+`"}`))...), false},
+		"a ping before the hello":    {append(bytes.Clone(control), wire.AppendPing(nil, wire.FramePing, wire.Ping{})...), false},
+		"an oversize frame":          {append(bytes.Clone(control), 1, 0xff, 0xff, 0x7f), false},
+		"a hello that never ends":    {append(bytes.Clone(control), 1, 100, '{'), false},
+		"no hello at all":            {control, false},
+		"a preamble that never ends": {control[:2], true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, tr Transport) {
+				t.Parallel()
+				b := startBroker(t, AcceptorConfig{HandshakeTimeout: 300 * time.Millisecond})
+				l := rawLink(t, b.addr, tr)
+				st := rawOpen(t, l, tc.first)
+				wantRejected(t, l, st, tc.answer, wire.BadRequest)
+				b.stop()
+				if len(b.sessions) > 0 {
+					t.Error("a session was made of it")
+				}
+			})
+		})
+	}
+}
+
+func TestBadSessions(t *testing.T) {
+	for name, tc := range map[string]struct {
+		control []byte // sent behind the hello
+		stream  []byte // sent on a second stream
+	}{
+		"a second control stream":    {stream: preamble(wire.KindControl, "")},
+		"a garbage preamble":         {stream: []byte("garbage")},
+		"an oversize preamble":       {stream: []byte{0x4d, 2, 2, 1}},
+		"a second hello":             {control: helloFrame()},
+		"an oversize frame":          {control: []byte{9, 0xff, 0xff, 0x7f}},
+		"a ping that is none":        {control: frame(wire.FramePing, []byte("short"))},
+		"a reset that is none":       {control: frame(wire.FrameReset, nil)},
+		"a drain that is none":       {control: frame(wire.FrameDrain, nil)},
+		"a goodbye that is none":     {control: frame(wire.FrameGoodbye, nil)},
+		"a pong with an absurd time": {control: frame(wire.FramePong, bytes.Repeat([]byte{0xff}, 16))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, tr Transport) {
+				t.Parallel()
+				b := startBroker(t, AcceptorConfig{})
+				l := rawLink(t, b.addr, tr)
+				st := rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))
+				s := b.next(t)
+				if tc.control != nil {
+					_, _ = st.Write(tc.control)
+				}
+				if tc.stream != nil {
+					rawOpen(t, l, tc.stream)
+				}
+				wantRejected(t, l, st, false, wire.BadRequest)
+				within(t, 5*time.Second, s.Done(), "the session to end")
+				wantClosed(t, s.Err(), wire.BadRequest, false)
+			})
+		})
+	}
+}
+
+// TestForwardCompatibility: what only a newer peer knows must not cost the session.
+func TestForwardCompatibility(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		b := startBroker(t, AcceptorConfig{})
+		l := rawLink(t, b.addr, tr)
+		first := append(preamble(wire.KindControl, ""), frame(wire.FrameHello, []byte(`{"version":"v9","newField":[1,2]}`))...)
+		first = append(first, frame(200, []byte("a frame of the future"))...)
+		first = append(first, frame(wire.FramePing, append(make([]byte, 16), "and more"...))...)
+		st := rawOpen(t, l, first)
+		s := b.next(t)
+		r := bufio.NewReader(st)
+		for {
+			f, err := wire.ReadFrame(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.Type == wire.FramePong {
+				break
+			}
+		}
+		st2 := rawOpen(t, l, preamble(77, "whatever"))
+		if a, err := wire.ReadAnswer(st2); err != nil || a.Code == wire.OK {
+			t.Errorf("a stream of a kind unknown: %+v, %v; want a refusal", a, err)
+		}
+		if err := s.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestControlStreamIsClosed: without a control stream there is no session.
+func TestControlStreamIsClosed(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		b := startBroker(t, AcceptorConfig{})
+		l := rawLink(t, b.addr, tr)
+		st := rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))
+		s := b.next(t)
+		_ = st.closeWrite()
+		within(t, 5*time.Second, s.Done(), "the session to end")
+		wantClosed(t, s.Err(), wire.BadRequest, false)
+	})
+}
+
+// TestStreamWithoutPreamble costs itself and nothing else.
+func TestStreamWithoutPreamble(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		b := startBroker(t, AcceptorConfig{Config: Config{HandshakeTimeout: 200 * time.Millisecond}})
+		l := rawLink(t, b.addr, tr)
+		ctl := rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))
+		if m, ok := l.mux.(*yamuxMux); ok { // a reset is a frame: somebody has to read it
+			s := newSession(l, Config{}.populate())
+			r := m.attach(ctl, s.send)
+			go func() {
+				br := bufio.NewReader(r)
+				for {
+					f, err := wire.ReadFrame(br, nil)
+					if err != nil {
+						return
+					}
+					if f.Type == wire.FrameReset {
+						rst, err := wire.ParseReset(f.Payload)
+						check(err)
+						m.onReset(rst)
+					}
+				}
+			}()
+		}
+		s := b.next(t)
+		st := rawOpen(t, l, []byte{0x4d})
+		var reset *ResetError
+		if _, err := io.ReadFull(st, make([]byte, 1)); !errors.As(err, &reset) || reset.Code != wire.BadRequest {
+			t.Errorf("read: %v, want a reset", err)
+		}
+		if err := s.Err(); err != nil {
+			t.Errorf("the session died: %v", err)
+		}
+	})
+}
+
+// TestFlood: an agent that opens streams without end is cut off before they weigh.
+func TestFlood(t *testing.T) {
+	b := startBroker(t, AcceptorConfig{Config: Config{MaxStreams: 10, MaxPending: 10}})
+	l := rawLink(t, b.addr, TransportTCP)
+	rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))
+	s := b.next(t)
+	ys := l.mux.(*yamuxMux).ys
+	go func() {
+		for {
+			if _, err := ys.OpenStream(); err != nil {
+				return
+			}
+		}
+	}()
+	within(t, 10*time.Second, s.Done(), "the session to end")
+	wantClosed(t, s.Err(), wire.Overloaded, false)
+}
+
+// TestEarlyReset: a reset that is obeyed before its stream was accepted.
+func TestEarlyReset(t *testing.T) {
+	agent, brk := dialPair(t, TransportTCP, Config{}, Config{Handler: echo})
+	m := brk.l.mux.(*yamuxMux)
+	for id := uint32(1001); id < 1001+4*maxEarlyResets; id += 2 { // streams that never come
+		m.onReset(wire.Reset{Stream: id, What: wire.ResetStop})
+		m.onReset(wire.Reset{Stream: id, What: wire.ResetSend})
+	}
+	m.mu.Lock()
+	if len(m.early) != maxEarlyResets || len(m.order) != maxEarlyResets {
+		t.Errorf("%d resets are remembered in a list of %d, want %d", len(m.early), len(m.order), maxEarlyResets)
+	}
+	m.mu.Unlock()
+	m.onReset(wire.Reset{Stream: 3, Code: wire.Unavailable, What: wire.ResetSend | wire.ResetStop}) // the agent's next stream
+	_, err := agent.Open(t.Context(), wire.KindAPI, "")
+	if err == nil {
+		t.Error("a stream that was reset before it was accepted was accepted")
+	}
+	m.mu.Lock()
+	if _, ok := m.early[3]; ok {
+		t.Error("the reset is remembered after it was obeyed")
+	}
+	m.mu.Unlock()
+}
+
+// TestNoALPN: a client of the right CA that does not name the protocol is hung up on.
+func TestNoALPN(t *testing.T) {
+	b := startBroker(t, AcceptorConfig{})
+	raw, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	cfg := agentTLS()
+	cfg.ServerName = "127.0.0.1"
+	c := tls.Client(raw, cfg)
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("read: %v, want the connection closed", err)
+	}
+}
