@@ -221,3 +221,20 @@ func FuzzPeekHello(f *testing.F) {
 		s.Close()
 	})
 }
+
+// The tunnel tunes the socket, and so has to find it.
+func TestRouteFindsTheSocket(t *testing.T) {
+	found := make(chan bool, 1)
+	addr := serve(t, Config{Routes: []Route{{"a/1", func(_ context.Context, c net.Conn) {
+		defer c.Close()
+		w, ok := c.(interface{ NetConn() net.Conn })
+		if ok {
+			_, ok = w.NetConn().(*net.TCPConn)
+		}
+		found <- ok
+	}}}})
+	dial(t, addr).Write(clientHelloBytes(t, config("a/1")))
+	if !<-found {
+		t.Error("the connection does not say which TCP connection it is of")
+	}
+}

@@ -81,3 +81,6 @@ type replayConn struct {
 }
 
 func (c *replayConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+// NetConn lets a route reach the socket below, to tune it.
+func (c *replayConn) NetConn() net.Conn { return c.Conn }
