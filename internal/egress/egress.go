@@ -104,6 +104,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // ServeHTTP answers one CONNECT request and, if the dial succeeds, carries its bytes until both
 // directions end.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// What is answered here and not by the splice is the last of its connection, which would idle unbounded.
+	w.Header().Set("Connection", "close")
 	id, err := identity(r)
 	if err != nil {
 		s.cfg.Logger.Warn("egress request without an API server's identity", "remote", r.RemoteAddr, "err", err)

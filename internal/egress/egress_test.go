@@ -221,6 +221,8 @@ func TestOnlyAPIServersAreServed(t *testing.T) {
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil || resp.StatusCode != http.StatusForbidden {
 		t.Errorf("a node's certificate: %v, %v; want 403", resp, err)
+	} else if !resp.Close {
+		t.Error("the connection of a refused client is kept open, for as long as it likes")
 	}
 
 	anonymous, err := tls.Dial("tcp", f.addr, &tls.Config{RootCAs: f.ca.Pool()})
@@ -240,8 +242,8 @@ func TestOtherMethodsAreRefused(t *testing.T) {
 	conn := f.tls(t, cert)
 	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
-		t.Fatalf("GET: %v, %v; want 405", resp, err)
+	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed || !resp.Close {
+		t.Fatalf("GET: %v, %v; want 405 and the connection's end", resp, err)
 	}
 }
 
