@@ -14,7 +14,8 @@ const DefaultAgentPath = "/etc/mooring/agent.yaml"
 // configuration for a box that has a join bundle.
 type Agent struct {
 	TypeMeta
-	// JoinFile is the JoinBundle to enrol with. Default /etc/mooring/join.yaml. Not read once enrolled.
+	// JoinFile is the JoinBundle to enrol with. Default /etc/mooring/join.yaml. Its token, used up or
+	// not, also renews the node's certificate: it is to stay on the box.
 	JoinFile string `json:"joinFile"`
 	// StateDir keeps the node's key and identity. Default /var/lib/mooring, mode 0700.
 	StateDir string `json:"stateDir"`

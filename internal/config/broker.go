@@ -110,7 +110,7 @@ func DecodeBroker(source string, data []byte) (*Broker, error) {
 
 func (c *Broker) validate(p *problems) {
 	p.check("dataDir", absolute(c.DataDir))
-	p.check("trustDomain", dnsName(c.TrustDomain))
+	p.check("trustDomain", trustDomain(c.TrustDomain))
 	p.check("adminSocket", absolute(c.AdminSocket))
 	if c.HealthAddress != "" {
 		p.check("healthAddress", listenAddr(c.HealthAddress))
@@ -119,7 +119,7 @@ func (c *Broker) validate(p *problems) {
 	if c.Front.PublicEndpoint == "" {
 		p.add("front.publicEndpoint", "required: the host:port by which edge sites reach this broker")
 	} else {
-		p.check("front.publicEndpoint", hostPort(c.Front.PublicEndpoint))
+		p.check("front.publicEndpoint", certifiable(c.Front.PublicEndpoint))
 	}
 	p.check("egress.listen", listenAddr(c.Egress.Listen))
 	p.check("egress.publicEndpoint", httpsURL(c.Egress.PublicEndpoint))

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -123,6 +124,12 @@ func TestNullKeepsTheDefault(t *testing.T) {
 
 func TestBrokerValues(t *testing.T) {
 	base := head + "BrokerConfiguration\n"
+	for _, host := range []string{"Edge.Example", "192.0.2.1", "[2001:db8::1]"} {
+		doc := fmt.Sprintf("front: {publicEndpoint: '%s:443'}\negress: {publicEndpoint: 'https://%s:1'}\n", host, host)
+		if _, err := DecodeBroker("f", []byte(base+doc)); err != nil {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
 	for doc, path := range map[string]string{
 		"{}":                                    "front.publicEndpoint",
 		"front: {publicEndpoint: edge.example}": "front.publicEndpoint",
@@ -137,6 +144,9 @@ func TestBrokerValues(t *testing.T) {
 		"front: {publicEndpoint: 'e:443'}\nadminSocket: broker.sock":                                          "adminSocket",
 		"front: {publicEndpoint: 'e:443'}\ntunnel: {heartbeatInterval: 1h, heartbeatTimeout: 3h}":             "tunnel.heartbeatInterval",
 		"front: {publicEndpoint: 'e:443'}\nlog: {format: xml}":                                                "log.format",
+		"front: {publicEndpoint: 'edge_1.example:443'}":                                                       "front.publicEndpoint",
+		"front: {publicEndpoint: 'e:443'}\negress: {publicEndpoint: 'https://a_b:1'}":                         "egress.publicEndpoint",
+		"front: {publicEndpoint: 'e:443'}\ntrustDomain: 192.0.2.1":                                            "trustDomain",
 		"front: {publicEndpoint: 'e:70000'}":                                                                  "front.publicEndpoint",
 		"front: {publicEndpoint: 'e:443', publicendpoint: 'e:443'}\nkubelet: {config: {anything: {goes: 1}}}": "front.publicendpoint",
 	} {

@@ -77,7 +77,27 @@ func httpsURL(s string) error {
 	if err != nil || u.Scheme != "https" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
 		return fmt.Errorf("want https://host:port, got %q", s)
 	}
-	return hostPort(u.Host)
+	return certifiable(u.Host)
+}
+
+// certifiable wants host:port with a host that the broker's certificate can name.
+func certifiable(s string) error {
+	if err := hostPort(s); err != nil {
+		return err
+	}
+	host, _, _ := net.SplitHostPort(s)
+	if _, err := netip.ParseAddr(host); err == nil {
+		return nil
+	}
+	return dnsName(strings.ToLower(host))
+}
+
+// trustDomain wants a name that the CA can be made for.
+func trustDomain(s string) error {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return fmt.Errorf("want a DNS name, got the address %q", s)
+	}
+	return dnsName(s)
 }
 
 func between(got Duration, low, high time.Duration) error {
