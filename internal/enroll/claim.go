@@ -64,8 +64,8 @@ type Claim struct {
 }
 
 // Claim trades a use of a token for a node record, in one commit. The same key with the same token gets the same
-// node again, also when the token is used up or has expired since, and no further use is taken: a box that lost
-// the answer, or its certificate, just asks again. Errors: *RefusedError, ErrNameTaken, ErrBadName, the store's.
+// node again, also when the token is used up, expired or revoked since, and no further use is taken: a box that
+// lost the answer, or whose certificate is to be renewed, just asks again; what ends a node is its removal. Errors: *RefusedError, ErrNameTaken, ErrBadName, the store's.
 func (t *Tokens) Claim(ctx context.Context, c Claim) (node NodeRecord, again bool, err error) {
 	err = retry(ctx, func() (err error) {
 		node, again, err = t.claim(ctx, c)
@@ -97,6 +97,8 @@ func (t *Tokens) claim(ctx context.Context, c Claim) (NodeRecord, bool, error) {
 		return node, true, err
 	}
 	switch {
+	case rec.RevokedAt != nil:
+		return refuse(ReasonRevoked)
 	case !t.now().Before(rec.ExpiresAt):
 		return refuse(ReasonExpired)
 	case len(rec.Used) >= rec.Uses:
@@ -124,8 +126,6 @@ func (t *Tokens) admit(rec TokenRecord, found bool, c Claim) Reason {
 		return ReasonWrongSecret
 	case rec.Tenant != c.Tenant:
 		return ReasonOtherTenant
-	case rec.RevokedAt != nil:
-		return ReasonRevoked
 	}
 	return ""
 }
