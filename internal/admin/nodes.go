@@ -27,7 +27,6 @@ func (b *Broker) createToken(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, &Error{http.StatusBadRequest, err.Error()}
 	}
-	b.Logger.Info("enrolment token created", "tenant", rec.Tenant, "token", rec.ID, "uses", rec.Uses, "expires", rec.ExpiresAt)
 	return TokenResponse{
 		Bundle: config.JoinBundle{
 			TypeMeta: config.TypeMeta{APIVersion: config.APIVersion, Kind: config.KindJoinBundle},
@@ -66,7 +65,6 @@ func (b *Broker) revokeToken(r *http.Request) (any, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	b.Logger.Info("enrolment token revoked", "token", id)
 	return struct{}{}, nil
 }
 
@@ -102,7 +100,6 @@ func (b *Broker) removeNode(r *http.Request) (any, error) {
 		return nil, err
 	}
 	b.cutNode(tenant, name)
-	b.Logger.Info("node removed", "tenant", tenant, "node", name)
 	return struct{}{}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/enroll"
@@ -18,12 +19,12 @@ import (
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
-// Broker is what the server shows and changes. All fields are needed.
+// Broker is what the server shows and changes. All exported fields are needed.
 type Broker struct {
 	Tenants *tenant.Registry
 	Tokens  *enroll.Tokens
 	Nodes   *enroll.Nodes
-	// Purge removes a tenant's tokens and node records.
+	// Purge removes a tenant's tokens and node records; tenant.ErrExists while it is there.
 	Purge  func(ctx context.Context, tenant string) error
 	Board  *switchboard.Board
 	CA     *pki.CA
@@ -32,6 +33,8 @@ type Broker struct {
 	PublicEndpoint, EgressEndpoint string
 	Started                        time.Time
 	Logger                         *slog.Logger
+
+	tenantChange sync.Mutex // held while a tenant is added or removed
 }
 
 // maxRequest bounds a request's body, in bytes; the largest is a kubeconfig.

@@ -47,6 +47,12 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, &Error{http.StatusBadRequest, err.Error()}
 	}
+	b.tenantChange.Lock()
+	defer b.tenantChange.Unlock()
+	// What a removal left that was cut short must not come back to life under the new tenant.
+	if err := b.purge(r.Context(), t.Name); err != nil && !errors.Is(err, tenant.ErrExists) {
+		return nil, err
+	}
 	switch err := b.Tenants.Add(r.Context(), t); {
 	case errors.Is(err, tenant.ErrExists):
 		return nil, &Error{http.StatusConflict, err.Error()}
@@ -83,19 +89,30 @@ func (b *Broker) settled(ctx context.Context, name string, there bool) error {
 // removeTenant forgets the tenant first, so that no node can enrol or connect while the rest goes.
 func (b *Broker) removeTenant(r *http.Request) (any, error) {
 	name := r.PathValue("tenant")
-	ctx := r.Context()
-	if err := b.Tenants.Remove(ctx, name); errors.Is(err, tenant.ErrNotFound) {
+	// An operator who does not wait for the end has still asked for all of it.
+	ctx := context.WithoutCancel(r.Context())
+	b.tenantChange.Lock()
+	defer b.tenantChange.Unlock()
+	removed := b.Tenants.Remove(ctx, name)
+	if removed != nil && !errors.Is(removed, tenant.ErrNotFound) {
+		return nil, removed
+	}
+	if err := b.purge(ctx, name); err != nil {
+		return nil, err
+	}
+	if removed != nil { // though something of it may have been left, and is gone now
 		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", name)}
-	} else if err != nil {
-		return nil, err
 	}
-	if err := b.settled(ctx, name, false); err != nil {
-		return nil, err
-	}
-	if err := b.Purge(ctx, name); err != nil {
-		return nil, err
+	b.Logger.Info("tenant removed", "tenant", name)
+	return struct{}{}, b.settled(r.Context(), name, false)
+}
+
+// purge removes what belongs to a tenant that is gone, and cuts its nodes off.
+func (b *Broker) purge(ctx context.Context, name string) error {
+	err := b.Purge(ctx, name)
+	if errors.Is(err, tenant.ErrExists) {
+		return err
 	}
 	b.Board.CutTenant(name, wire.Revoked, "this tenant was removed by an operator")
-	b.Logger.Info("tenant removed", "tenant", name)
-	return struct{}{}, nil
+	return err
 }

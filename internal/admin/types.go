@@ -86,7 +86,7 @@ type Token struct {
 	Expires     time.Time         `json:"expires"`
 	Uses        int               `json:"uses"`
 	UsedBy      []string          `json:"usedBy"`
-	State       string            `json:"state"` // usable, expired, used up or revoked
+	State       string            `json:"state"` // active, expired, used up or revoked
 	NodeName    string            `json:"nodeName,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Taints      []enrollapi.Taint `json:"taints,omitempty"`

@@ -76,6 +76,7 @@ type broker struct {
 	nodes    *enroll.Nodes
 	board    *switchboard.Board
 	acceptor *tunnel.Acceptor
+	hosts    *hostsfile.Files // nil if not wanted
 }
 
 func (b *broker) run(ctx context.Context, st *store.Store) error {
@@ -94,29 +95,21 @@ func (b *broker) run(ctx context.Context, st *store.Store) error {
 		ln.close()
 		return errors.Join(err, g.Wait())
 	}
-	if err := b.keepHosts(ctx, g, st); err != nil {
-		ln.close()
-		return errors.Join(err, g.Wait())
-	}
+	b.keepHosts(ctx, g, st)
 	b.serve(ctx, g, st, ln)
 	return g.Wait()
 }
 
 // keepHosts keeps the tenants' hosts files, if they are wanted.
-func (b *broker) keepHosts(ctx context.Context, g *errgroup.Group, st *store.Store) error {
-	if b.cfg.Egress.HostsDir == "" {
-		return nil
+func (b *broker) keepHosts(ctx context.Context, g *errgroup.Group, st *store.Store) {
+	if b.hosts == nil {
+		return
 	}
-	files, err := hostsfile.New(b.cfg.Egress.HostsDir, b.log)
-	if err != nil {
-		return err
-	}
-	cancel := b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) { files.Tenant(t.Name, deleted) })
+	cancel := b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) { b.hosts.Tenant(t.Name, deleted) })
 	g.Go(func() error {
 		defer cancel()
-		return enroll.WatchNodes(ctx, st, files.Node)
+		return enroll.WatchNodes(ctx, st, b.hosts.Begin, b.hosts.Node)
 	})
-	return nil
 }
 
 // assemble makes the parts; none of them does anything yet.
@@ -129,6 +122,14 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 		return err
 	}
 	b.cert = newServerCert(b.ca, b.cfg)
+	if _, err := b.cert.get(); err != nil { // now, and not in every handshake of a broker that seems well
+		return err
+	}
+	if b.cfg.Egress.HostsDir != "" {
+		if b.hosts, err = hostsfile.New(b.cfg.Egress.HostsDir, b.log); err != nil {
+			return err
+		}
+	}
 	b.tenants = tenant.NewRegistry(st, b.log)
 	b.tokens = enroll.NewTokens(st, nil, b.log)
 	b.nodes = enroll.NewNodes(st, b.log)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -134,7 +135,7 @@ func (s *serverCert) addName(host string) {
 		s.ips = append(s.ips, a.AsSlice())
 		return
 	}
-	s.dns = append(s.dns, host)
+	s.dns = append(s.dns, strings.ToLower(host)) // as the CA writes names, and as everybody compares them
 }
 
 // brokerID names this broker in its certificate: the host's name, where that can be a name.

@@ -2,7 +2,9 @@ package broker
 
 import (
 	"context"
+	"errors"
 
+	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -24,12 +26,32 @@ func (b *broker) authorize(ctx context.Context, s *tunnel.Session) (pki.Identity
 func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 	id, err := b.authorize(ctx, s)
 	if err != nil {
-		b.log.Warn("session refused: not a node of this broker", "tenant", id.Tenant, "node", id.Name,
+		b.log.Warn("session refused", "tenant", id.Tenant, "node", id.Name,
 			"remote", s.RemoteAddr().String(), "err", err)
-		s.Close(wire.Revoked, "this node is not known here (removed?): enrol it again with a new token")
+		code, told := refusal(err)
+		s.Close(code, told.Error())
 		return
 	}
-	b.board.Serve(s, id.Tenant, id.Name)
+	b.board.Serve(s, id.Tenant, id.Name, func() (wire.Code, error) {
+		if _, err := b.authorize(ctx, s); err != nil {
+			return refusal(err)
+		}
+		return wire.OK, nil
+	})
+}
+
+var (
+	errNotKnown   = errors.New("this node is not known here (removed?): enrol it again with a new token")
+	errNotChecked = errors.New("the broker can't look this node up for now: try again")
+)
+
+// refusal is what a node is told that authorize did not pass. Only a record that is not there, or is
+// another key's, is the node's own matter.
+func refusal(err error) (wire.Code, error) {
+	if errors.Is(err, enroll.ErrNotAuthorized) {
+		return wire.Revoked, errNotKnown
+	}
+	return wire.Unavailable, errNotChecked
 }
 
 // serveStream answers what a node opens: a connection to its own tenant's API server, nothing else.
@@ -41,7 +63,11 @@ func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.R
 	}
 	id, err := b.authorize(ctx, s)
 	if err != nil {
-		r.Refuse(wire.Denied, "this node is not known here")
+		code, told := refusal(err)
+		if code == wire.Revoked {
+			code = wire.Denied // of this stream; serveSession ends the session
+		}
+		r.Refuse(code, told.Error())
 		return
 	}
 	log := b.log.With("tenant", id.Tenant, "node", id.Name)

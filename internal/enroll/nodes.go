@@ -12,6 +12,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
+	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
 // NodeRecord is an enrolled node. While it exists, its key may use its name.
@@ -113,18 +114,24 @@ func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certi
 }
 
 // Purge removes all nodes and tokens of a tenant that is gone. Call it after the tenant was removed, from when
-// on nothing new can be made of it, and before one of the same name is added: it must not inherit.
-func Purge(ctx context.Context, s Store, tenant string, log *slog.Logger) error {
+// on nothing new can be made of it, and before one of the same name is added: it must not inherit. While the
+// tenant is there it removes nothing and returns tenant.ErrExists.
+func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
+	if _, err := s.Get(ctx, tenant.Key(name)); err == nil {
+		return fmt.Errorf("tenant %s: %w: its nodes and tokens stay", name, tenant.ErrExists)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("tenant %s: %w", name, err)
+	}
 	tokens, nodes := NewTokens(s, nil, log), NewNodes(s, log)
 	var errs []error
-	recs, err := nodes.List(ctx, tenant)
+	recs, err := nodes.List(ctx, name)
 	errs = append(errs, err)
 	for _, rec := range recs {
 		if err := nodes.Remove(ctx, rec.Tenant, rec.Name); !errors.Is(err, ErrNodeNotFound) {
 			errs = append(errs, err)
 		}
 	}
-	toks, err := tokens.List(ctx, tenant)
+	toks, err := tokens.List(ctx, name)
 	errs = append(errs, err)
 	for _, tok := range toks {
 		err := retry(ctx, func() error {
@@ -139,7 +146,7 @@ func Purge(ctx context.Context, s Store, tenant string, log *slog.Logger) error 
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove what tenant %s left: %w", tenant, err)
+		return fmt.Errorf("remove what tenant %s left: %w", name, err)
 	}
 	return nil
 }

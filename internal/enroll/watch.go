@@ -9,13 +9,13 @@ import (
 
 // Watcher follows keys of the store; *store.Store.
 type Watcher interface {
-	Watch(ctx context.Context, prefix string, fn func(store.Event)) error
+	WatchSynced(ctx context.Context, prefix string, synced func(), fn func(store.Event)) error
 }
 
-// WatchNodes calls fn for each node record that there is, and then for each that comes, changes or goes,
-// one call at a time, until ctx ends.
-func WatchNodes(ctx context.Context, w Watcher, fn func(tenant, node string, deleted bool)) error {
-	return w.Watch(ctx, nodePrefix, func(ev store.Event) {
+// WatchNodes calls fn for each node record that there is, then synced, and then fn for each that comes,
+// changes or goes, one call at a time, until ctx ends.
+func WatchNodes(ctx context.Context, w Watcher, synced func(), fn func(tenant, node string, deleted bool)) error {
+	return w.WatchSynced(ctx, nodePrefix, synced, func(ev store.Event) {
 		tenant, node, ok := strings.Cut(strings.TrimPrefix(ev.Key, nodePrefix), "/")
 		if ok {
 			fn(tenant, node, ev.Deleted)

@@ -30,17 +30,30 @@ type Files struct {
 	dir string
 	log *slog.Logger
 
-	mu sync.Mutex // guards names and the files
+	mu sync.Mutex // guards the following fields and the files
 	// tenant -> its nodes' names
-	names map[string]map[string]struct{}
+	names   map[string]map[string]struct{}
+	tenants map[string]struct{}
+	begun   bool
 }
 
-// New prepares files in dir, which is made if absent.
+// New prepares files in dir, which is made if absent. None is written before Begin.
 func New(dir string, log *slog.Logger) (*Files, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("egress.hostsDir: %w", err)
 	}
-	return &Files{dir: dir, log: log, names: map[string]map[string]struct{}{}}, nil
+	return &Files{dir: dir, log: log, names: map[string]map[string]struct{}{}, tenants: map[string]struct{}{}}, nil
+}
+
+// Begin says that all tenants and nodes that there are have been told: from now on files are written. What
+// an earlier run wrote stays in use until then, or a node would be missing for as long as the telling takes.
+func (f *Files) Begin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.begun = true
+	for name := range f.tenants {
+		f.write(name)
+	}
 }
 
 // Tenant makes a tenant's file, or removes it when the tenant is gone.
@@ -48,9 +61,11 @@ func (f *Files) Tenant(name string, gone bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !gone {
+		f.tenants[name] = struct{}{}
 		f.write(name)
 		return
 	}
+	delete(f.tenants, name)
 	delete(f.names, name)
 	if err := os.Remove(f.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		f.log.Warn("hosts file of a removed tenant can't be removed", "tenant", name, "err", err)
@@ -82,6 +97,9 @@ func (f *Files) path(tenant string) string { return filepath.Join(f.dir, tenant)
 // write brings a tenant's file up to date. mu is held. A failure is logged and made good by the next
 // change: logs and exec work without the file, only nodes/NAME/proxy does not.
 func (f *Files) write(tenant string) {
+	if _, known := f.tenants[tenant]; !known || !f.begun {
+		return
+	}
 	if err := overwrite(f.path(tenant), f.content(tenant)); err != nil {
 		f.log.Error("hosts file for API servers can't be written: nodes/NAME/proxy will not find new nodes", "tenant", tenant, "err", err)
 	}

@@ -40,6 +40,7 @@ func TestFilesFollowTenantsAndNodes(t *testing.T) {
 			t.Errorf("file holds %q, want %q", got, names)
 		}
 	}
+	f.Begin()
 	f.Tenant("acme", false)
 	want()
 	before, err := os.Stat(acme)
@@ -62,6 +63,33 @@ func TestFilesFollowTenantsAndNodes(t *testing.T) {
 	}
 	f.Tenant("acme", false)
 	want() // a new tenant of the name inherits nothing
+}
+
+// A broker that starts learns of the nodes one by one; meanwhile none of them may vanish.
+func TestStartKeepsWhatIsThere(t *testing.T) {
+	dir := t.TempDir()
+	acme := filepath.Join(dir, "acme")
+	for range 2 {
+		f, err := New(dir, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _ := os.ReadFile(acme)
+		f.Tenant("acme", false)
+		f.Node("acme", "edge-1", false)
+		f.Node("gone", "edge-9", false)
+		f.Node("acme", "edge-2", false)
+		if now, _ := os.ReadFile(acme); string(now) != string(before) {
+			t.Errorf("the file changed before all was told:\n%s\nit was:\n%s", now, before)
+		}
+		f.Begin()
+		if got := nodesIn(t, acme); strings.Join(got, " ") != "edge-1 edge-2" {
+			t.Errorf("file holds %q", got)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "gone")); err == nil {
+			t.Error("a file was made for a tenant that there is not")
+		}
+	}
 }
 
 // What kube-apiserver checks of the address that it finds.

@@ -54,13 +54,19 @@ func New(cfg Config) *Board {
 
 // Serve makes s the session of a node and returns when s has ended. The newest session wins: one that
 // was there before is closed with code Superseded.
-func (b *Board) Serve(s *tunnel.Session, tenant, node string) {
+//
+// still is asked once s can be found by Cut, and closes s if it fails: who bars a node first forgets it
+// and then cuts its session, so that a session which comes in between is found by one of the two.
+func (b *Board) Serve(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) {
 	log := b.log.With("tenant", tenant, "node", node, "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
 	if old := b.put(s, tenant, node); old != nil {
 		log.Info("node connected again; its older session is closed", "old", old.RemoteAddr().String())
 		old.Close(wire.Superseded, "a newer session of this node took over")
 	} else {
 		log.Info("node connected")
+	}
+	if code, err := still(); err != nil {
+		s.Close(code, err.Error())
 	}
 	<-s.Done()
 	b.remove(s, tenant, node)
