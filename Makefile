@@ -1,0 +1,72 @@
+# Mooring. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+LDFLAGS := -s -w -X github.com/mooring-edge/mooring/internal/version.Version=$(VERSION)
+# How long each fuzz target runs.
+FUZZTIME ?= 60s
+# Where built Kubernetes binaries are kept; outside the tree, so that a fresh clone finds them.
+export MOORING_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mooring
+export CGO_ENABLED ?= 0
+
+say = @printf '\n==> %s\n' "$(1)"
+
+.DEFAULT_GOAL := help
+.PHONY: help build test unit race e2e lint demo fuzz tools deps clean
+
+help: ## Show this list
+	@echo 'make <target>, as root for demo, e2e and test:'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@echo
+	@echo 'Variables: FUZZTIME (now $(FUZZTIME)), VERSION (now $(VERSION)), MOORING_CACHE (now $(MOORING_CACHE)),'
+	@echo '           DEMO_ONCE=1 (end the demo after its last check), MOORING_E2E_KEEP=1 (keep a run'"'"'s directory)'
+
+build: ## Build edge-agent and broker into bin/, stripped and static
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/edge-agent ./cmd/broker
+
+demo: deps tools ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
+	@cd e2e && go build -o ../bin/demo ./cmd/demo
+	@exec bin/demo
+
+test: deps ## Run every test there is; fails if one had to be skipped
+	$(call say,unit tests with the race detector)
+	@$(MAKE) race
+	$(call say,end-to-end tests with a real Kubernetes, over QUIC and over TCP)
+	@MOORING_REQUIRE_ALL=1 $(MAKE) e2e
+
+unit: ## Run the unit and conformance tests (seconds, no root)
+	go test ./...
+
+race: ## Run the unit tests with the race detector
+	CGO_ENABLED=1 go test -race -timeout 10m ./...
+
+e2e: deps tools ## Run the end-to-end tests
+	cd e2e && go test -count=1 -v -timeout 30m ./...
+
+lint: ## gofmt, go vet and staticcheck on all modules
+	$(call say,gofmt)
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted:"; echo "$$bad"; exit 1; fi
+	$(call say,go vet and staticcheck)
+	go vet ./...
+	go tool staticcheck ./...
+	cd e2e && go vet ./... && go -C .. build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck && ../bin/staticcheck ./...
+
+fuzz: ## Run each fuzz target for FUZZTIME
+	@for pkg in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$pkg | grep ^Fuzz || true); do \
+			printf '\n==> %s %s\n' "$$pkg" "$$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+tools: ## Build the real Kubernetes and etcd for the end-to-end tests, once
+	@cd e2e && go run ./cmd/tools >/dev/null
+
+deps: ## Install the Debian packages that the end-to-end tests run
+	@hack/install-deps
+
+clean: ## Remove what was built in the tree
+	rm -rf bin
