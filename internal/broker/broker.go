@@ -100,16 +100,22 @@ func (b *broker) run(ctx context.Context, st *store.Store) error {
 	return g.Wait()
 }
 
-// keepHosts keeps the tenants' hosts files, if they are wanted.
+// keepHosts keeps the tenants' hosts files, if they are wanted. It returns when they are up to date: what an
+// operator adds later has its place in them when the command that adds it is done.
 func (b *broker) keepHosts(ctx context.Context, g *errgroup.Group, st *store.Store) {
 	if b.hosts == nil {
 		return
 	}
 	cancel := b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) { b.hosts.Tenant(t.Name, deleted) })
+	upToDate := make(chan struct{})
 	g.Go(func() error {
 		defer cancel()
-		return enroll.WatchNodes(ctx, st, b.hosts.Begin, b.hosts.Node)
+		return enroll.WatchNodes(ctx, st, func() { b.hosts.Begin(); close(upToDate) }, b.hosts.Node)
 	})
+	select {
+	case <-upToDate:
+	case <-ctx.Done():
+	}
 }
 
 // assemble makes the parts; none of them does anything yet.

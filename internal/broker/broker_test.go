@@ -92,7 +92,7 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func startBroker(t *testing.T, dir string) *running {
+func startBroker(t *testing.T, dir string, options ...func(*config.Broker)) *running {
 	t.Helper()
 	cfg := config.DefaultBroker()
 	cfg.DataDir = filepath.Join(dir, "data")
@@ -102,6 +102,9 @@ func startBroker(t *testing.T, dir string) *running {
 	cfg.Front.PublicEndpoint = cfg.Front.Listen
 	cfg.Egress.Listen = freeAddr(t)
 	cfg.Egress.PublicEndpoint = "https://" + cfg.Egress.Listen
+	for _, set := range options {
+		set(cfg)
+	}
 	r := &running{cfg: cfg, client: admin.NewClient(cfg.AdminSocket), logs: &syncBuffer{written: make(chan struct{}, 1)}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -129,3 +129,23 @@ func TestRefusalTellsRemovedFromUnknown(t *testing.T) {
 		}
 	}
 }
+
+// A tenant's hosts file is there when `tenant add` is done, as it is mounted into an API server that starts next.
+func TestHostsFileIsThereAfterTenantAdd(t *testing.T) {
+	r := startBroker(t, t.TempDir(), func(c *config.Broker) { c.Egress.HostsDir = filepath.Join(c.DataDir, "hosts") })
+	r.addTenant(t, "acme", "127.0.0.1:1")
+	if _, err := os.Stat(filepath.Join(r.cfg.Egress.HostsDir, "acme")); err != nil {
+		t.Error(err)
+	}
+	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
+	if _, err := b.connect(t, tunnel.TransportTCP, r.cfg.Front.Listen); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if data, _ := os.ReadFile(filepath.Join(r.cfg.Egress.HostsDir, "acme")); strings.Contains(string(data), " edge-1\n") {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("the enrolled node is not in the file")
+}
