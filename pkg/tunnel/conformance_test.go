@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -10,9 +9,7 @@ import (
 	"math/rand"
 	"net"
 	"os"
-	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -238,120 +235,7 @@ func TestCloseBesideWrite(t *testing.T) {
 	})
 }
 
-func TestCancelOpen(t *testing.T) {
-	conform(t, Config{}, func(t *testing.T, p *pair) {
-		seen, left := make(chan struct{}), make(chan error, 1)
-		p.handle(func(ctx context.Context, _ *Session, r *Request) {
-			close(seen)
-			<-ctx.Done() // only the opener's giving up ends it
-			_, err := r.Accept()
-			if err == nil {
-				err = errors.New("Accept worked")
-			}
-			left <- context.Cause(ctx)
-		})
-		ctx, cancel := context.WithCancelCause(t.Context())
-		why := errors.New("the user went away")
-		go func() { <-seen; cancel(why) }()
-		if _, err := p.opener.Open(ctx, wire.KindDial, "node:1"); !errors.Is(err, why) {
-			t.Errorf("Open: %v, want the context's cause", err)
-		}
-		wantRefused(t, within(t, 5*time.Second, left, "handler to be told"), wire.Canceled)
-		p.handle(echo)
-		st := p.open(t) // the session is none the worse
-		_ = st.Close()
-	})
-}
-
 // TestCancelledOpens gives opens up at every moment, more of them than any backlog holds.
-func TestCancelledOpens(t *testing.T) {
-	conform(t, Config{}, func(t *testing.T, p *pair) {
-		for i := range 600 {
-			ctx, cancel := context.WithCancel(t.Context())
-			go func() {
-				for range i {
-					runtime.Gosched()
-				}
-				cancel()
-			}()
-			st, err := p.opener.Open(ctx, wire.KindDial, "node:1")
-			if err == nil {
-				_ = st.Close()
-				continue
-			}
-			var r *RefusedError // the backlog is full of those given up before
-			if !errors.Is(err, context.Canceled) && !(errors.As(err, &r) && r.Code == wire.Overloaded) {
-				t.Fatalf("Open: %v, want context.Canceled", err)
-			}
-		}
-		waitFor(t, func() bool {
-			st, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-			if err == nil {
-				_ = st.Close()
-			}
-			return err == nil
-		}, "an open to work again")
-		waitFor(t, func() bool { return p.opener.Stats().OpenStreams+p.acceptor.Stats().OpenStreams == 0 }, "streams to be gone")
-		if m, ok := p.opener.l.mux.(*yamuxMux); ok {
-			waitFor(t, func() bool { m.mu.Lock(); defer m.mu.Unlock(); return len(m.live) == 1 && len(m.unacked) == 0 }, "yamux to be clean")
-		}
-	})
-}
-
-func TestRefusals(t *testing.T) {
-	codes := []wire.Code{wire.NotFound, wire.Denied, wire.DialRefused, wire.DialTimeout, wire.Overloaded, wire.Draining, wire.BadRequest, wire.Internal, wire.Unavailable}
-	conform(t, Config{}, func(t *testing.T, p *pair) {
-		for _, code := range codes {
-			p.handle(func(_ context.Context, _ *Session, r *Request) {
-				if r.Kind != wire.KindDial || r.Target != "other:10250" {
-					t.Errorf("got %s %q", r.Kind, r.Target)
-				}
-				if err := r.Refuse(code, "because of\n"+code.String()); err != nil {
-					t.Errorf("Refuse: %v", err)
-				}
-				if _, err := r.Accept(); err == nil {
-					t.Error("Accept after Refuse worked")
-				}
-			})
-			_, err := p.opener.Open(t.Context(), wire.KindDial, "other:10250")
-			wantRefused(t, err, code)
-			if want := `"other:10250": ` + code.String() + ": because of?" + code.String(); !strings.Contains(err.Error(), want) {
-				t.Errorf("error %q does not contain %q", err, want)
-			}
-		}
-		p.handle(func(context.Context, *Session, *Request) {})
-		_, err := p.opener.Open(t.Context(), wire.KindAPI, "")
-		wantRefused(t, err, wire.Internal)
-		_, err = p.opener.Open(t.Context(), wire.KindDial, strings.Repeat("x", wire.MaxTarget+1))
-		wantRefused(t, err, wire.BadRequest)
-		_, err = p.opener.Open(t.Context(), wire.KindControl, "")
-		wantRefused(t, err, wire.BadRequest)
-		if n := p.opener.Stats().OpenStreams + p.acceptor.Stats().OpenStreams; n != 0 {
-			t.Errorf("%d streams open after refusals only", n)
-		}
-	})
-}
-
-func TestOpenTimeout(t *testing.T) {
-	conform(t, Config{OpenTimeout: 100 * time.Millisecond}, func(t *testing.T, p *pair) {
-		p.handle(func(ctx context.Context, _ *Session, r *Request) { <-ctx.Done() })
-		_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-		wantRefused(t, err, wire.DialTimeout)
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%v is not os.ErrDeadlineExceeded", err)
-		}
-		// The probe that follows is answered: the session lives.
-		waitFor(t, func() bool {
-			p.opener.pulse.mu.Lock()
-			defer p.opener.pulse.mu.Unlock()
-			return p.opener.pulse.probeAt.IsZero()
-		}, "the probe to be answered")
-		if err := p.opener.Err(); err != nil {
-			t.Errorf("session died: %v", err)
-		}
-	})
-}
-
 func TestDeadline(t *testing.T) {
 	conform(t, Config{}, func(t *testing.T, p *pair) {
 		a, b := p.connect(t)
@@ -379,126 +263,7 @@ func TestDeadline(t *testing.T) {
 	})
 }
 
-func TestStalledReaderStallsOnlyItself(t *testing.T) {
-	conform(t, Config{}, func(t *testing.T, p *pair) {
-		stalled, far := p.connect(t) // nobody reads far
-		stuck := make(chan error, 1)
-		go func() {
-			for {
-				if _, err := stalled.Write(make([]byte, 64<<10)); err != nil {
-					stuck <- err
-					return
-				}
-			}
-		}()
-		defer func() {
-			_ = far.Close()
-			if err := <-stuck; err == nil {
-				t.Error("the writer of the stalled stream was not told that it was closed")
-			}
-			_ = stalled.Close()
-		}()
-		p.handle(echo)
-		var wg sync.WaitGroup
-		for i := range 100 {
-			wg.Go(func() {
-				st, err := p.opener.Open(t.Context(), wire.KindDial, "node:10250")
-				if err != nil {
-					t.Errorf("open: %v", err)
-					return
-				}
-				defer st.Close()
-				_ = st.SetDeadline(time.Now().Add(20 * time.Second))
-				want := bytes.Repeat([]byte{byte(i)}, 100_000)
-				go func() {
-					_, _ = st.Write(want)
-					_ = st.CloseWrite()
-				}()
-				if got, err := io.ReadAll(st); err != nil || !bytes.Equal(got, want) {
-					t.Errorf("stream %d: %d bytes, %v", i, len(got), err)
-				}
-			})
-		}
-		wg.Wait()
-	})
-}
-
-func TestStreamCap(t *testing.T) {
-	conform(t, Config{MaxStreams: 5}, func(t *testing.T, p *pair) {
-		var open []*Stream
-		for range 5 {
-			open = append(open, p.open(t))
-		}
-		start := time.Now()
-		_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-		wantRefused(t, err, wire.Overloaded)
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("took %s, want an answer at once", d)
-		}
-		_ = open[0].Close()
-		waitFor(t, func() bool {
-			st, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-			if err == nil {
-				open[0] = st
-			}
-			return err == nil
-		}, "a closed stream to make room for another")
-		for _, st := range open {
-			_ = st.Close()
-		}
-	})
-}
-
 // TestStreamCapOfTheOtherSide: the opener allows itself more than the acceptor does.
-func TestStreamCapOfTheOtherSide(t *testing.T) {
-	eachTransport(t, func(t *testing.T, tr Transport) {
-		agent, _ := dialPair(t, tr, Config{MaxStreams: 2000, MaxPending: 256}, Config{MaxStreams: 3, Handler: echo})
-		var open []*Stream
-		for i := range 400 {
-			st, err := agent.Open(t.Context(), wire.KindAPI, "")
-			if err == nil {
-				open = append(open, st)
-				continue
-			}
-			wantRefused(t, err, wire.Overloaded)
-			if i < 3 {
-				t.Fatalf("open %d was refused", i)
-			}
-		}
-		if len(open) != 3 {
-			t.Errorf("%d streams were accepted, want 3", len(open))
-		}
-		for _, st := range open {
-			_ = st.Close()
-		}
-	})
-}
-
-func TestPendingCap(t *testing.T) {
-	conform(t, Config{MaxPending: 4}, func(t *testing.T, p *pair) {
-		seen, release := make(chan struct{}, 16), make(chan struct{})
-		p.handle(func(_ context.Context, _ *Session, r *Request) {
-			seen <- struct{}{}
-			<-release
-			_ = r.Refuse(wire.DialRefused, "")
-		})
-		var wg sync.WaitGroup
-		for range 4 {
-			wg.Go(func() {
-				_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-				wantRefused(t, err, wire.DialRefused)
-			})
-		}
-		for range 4 {
-			within(t, 5*time.Second, seen, "request")
-		}
-		_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-		wantRefused(t, err, wire.Overloaded)
-		close(release)
-		wg.Wait()
-	})
-}
-
 func TestSessionClose(t *testing.T) {
 	conform(t, Config{}, func(t *testing.T, p *pair) {
 		a, b := p.connect(t)

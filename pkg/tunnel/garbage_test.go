@@ -106,9 +106,14 @@ func TestBadBeginnings(t *testing.T) {
 		"a preamble that never ends": {control[:2], true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			eachTransport(t, func(t *testing.T, tr Transport) {
 				t.Parallel()
-				b := startBroker(t, AcceptorConfig{HandshakeTimeout: 300 * time.Millisecond})
+				cfg := AcceptorConfig{}
+				if strings.HasPrefix(name, "no ") || strings.HasSuffix(name, "never ends") {
+					cfg.HandshakeTimeout = time.Second
+				}
+				b := startBroker(t, cfg)
 				l := rawLink(t, b.addr, tr)
 				st := rawOpen(t, l, tc.first)
 				wantRejected(t, l, st, tc.answer, wire.BadRequest)
@@ -138,6 +143,7 @@ func TestBadSessions(t *testing.T) {
 		"a pong with an absurd time": {control: frame(wire.FramePong, bytes.Repeat([]byte{0xff}, 16))},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			eachTransport(t, func(t *testing.T, tr Transport) {
 				t.Parallel()
 				b := startBroker(t, AcceptorConfig{})

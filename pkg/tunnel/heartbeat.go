@@ -25,7 +25,7 @@ type pulse struct {
 	mu        sync.Mutex // guards the following
 	last      activity   // when heard was last seen to rise
 	heardAt   time.Time  // and the time
-	nextPing  time.Time
+	nextPing  time.Time  // zero: none is due
 	seq       uint64
 	pingAt    time.Time // when ping seq was sent; zero: it was answered
 	waitingAt time.Time // since when some ping is unanswered; zero: none is
@@ -83,7 +83,7 @@ func (p *pulse) tick(now time.Time, a activity) (ping *wire.Ping, dead string) {
 	case p.acked && p.probeAt.IsZero() && a.unanswered(p.last) && now.Sub(p.heardAt) >= p.probeTimeout:
 		return p.probe(now), ""
 	}
-	if !now.Before(p.nextPing) {
+	if !p.nextPing.IsZero() && !now.Before(p.nextPing) {
 		return p.ping(now), ""
 	}
 	return nil, ""
@@ -99,9 +99,9 @@ func (p *pulse) observe(now time.Time, a activity) {
 
 // ping makes the next ping. mu is held.
 func (p *pulse) ping(now time.Time) *wire.Ping {
-	p.nextPing = now.Add(p.interval)
-	if !p.pinger {
-		p.nextPing = now.Add(1000000 * time.Hour)
+	p.nextPing = time.Time{}
+	if p.pinger {
+		p.nextPing = now.Add(p.interval)
 	}
 	p.seq++
 	p.pingAt = now

@@ -47,8 +47,8 @@ func (r *Request) Refuse(code wire.Code, msg string) error {
 	if code == wire.OK {
 		code = wire.Internal
 	}
+	r.s.in.streams.release() // before the answer: who has it may open the next one
 	err := r.answer(wire.Answer{Code: code, Message: msg})
-	r.s.in.streams.release()
 	r.raw.close()
 	r.s.meter.served(r.Kind, code)
 	if err != nil {

@@ -54,8 +54,8 @@ func memLinks() (dialled, accepted *link, hole *atomic.Bool) {
 func (m *memMux) open(ctx context.Context) (muxStream, error) {
 	c1, c2 := net.Pipe()
 	select {
-	case m.peer.incoming <- &memStream{Conn: c2, m: m.peer}:
-		return &memStream{Conn: c1, m: m}, nil
+	case m.peer.incoming <- newMemStream(c2, m.peer):
+		return newMemStream(c1, m), nil
 	case <-m.done:
 		return nil, errMuxGone
 	case <-ctx.Done():
@@ -91,7 +91,13 @@ func (m *memMux) close(code wire.Code, msg string, linger time.Duration) {
 // memStream ends with its mux; it has no half-close.
 type memStream struct {
 	net.Conn
-	m *memMux
+	m      *memMux
+	once   sync.Once
+	closed chan struct{} // here
+}
+
+func newMemStream(c net.Conn, m *memMux) *memStream {
+	return &memStream{Conn: c, m: m, closed: make(chan struct{})}
 }
 
 func (s *memStream) Read(p []byte) (int, error) {
@@ -102,7 +108,10 @@ func (s *memStream) Read(p []byte) (int, error) {
 		s.m.heard.Add(1)
 	}
 	if err == io.EOF && s.m.hole.Load() {
-		<-s.m.done
+		select {
+		case <-s.m.done:
+		case <-s.closed:
+		}
 	}
 	return n, s.mapErr(err)
 }
@@ -148,9 +157,13 @@ func (s *memStream) mapErr(err error) error {
 	return errStreamClosed
 }
 
-func (s *memStream) closeWrite() error     { return s.Conn.Close() }
-func (s *memStream) close()                { _ = s.Conn.Close() }
-func (s *memStream) reset(wire.Code)       { _ = s.Conn.Close() }
+func (s *memStream) closeWrite() error {
+	s.once.Do(func() { close(s.closed) })
+	return s.Conn.Close()
+}
+
+func (s *memStream) close()                { _ = s.closeWrite() }
+func (s *memStream) reset(wire.Code)       { _ = s.closeWrite() }
 func (s *memStream) onAbort(func()) func() { return func() {} }
 
 // memSessions makes a session in memory.

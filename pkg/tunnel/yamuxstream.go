@@ -112,13 +112,12 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 		if err := y.check(&y.writeErr, &y.writeDL); err != nil {
 			return total, err
 		}
-		if len(p) == 0 {
-			return total, nil
-		}
 		n, err := y.ys.Write(p[:min(len(p), yamuxChunk)])
 		total += n
 		p = p[n:]
 		switch {
+		case err == nil && len(p) == 0:
+			return total, nil
 		case isTimeout(err) && y.m.gone.Load():
 			return total, errMuxGone
 		case err == nil || isTimeout(err): // for a timeout, check tells what it was

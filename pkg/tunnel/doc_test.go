@@ -1,0 +1,44 @@
+package tunnel
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestDocAgrees compares docs/tunnel-protocol.md with the defaults; that of the wire is compared there.
+func TestDocAgrees(t *testing.T) {
+	b, err := os.ReadFile("../../docs/tunnel-protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := strings.Join(strings.Fields(string(b)), " ")
+	c := Config{}.populate()
+	for _, want := range []string{
+		fmt.Sprintf("then every %.0f s", c.HeartbeatInterval.Seconds()),
+		fmt.Sprintf("dead after %.0f s", c.HeartbeatTimeout.Seconds()),
+		fmt.Sprintf("idle timeout %.0f s", c.HeartbeatTimeout.Seconds()),
+		fmt.Sprintf("the other side has %.0f s to let", c.ProbeTimeout.Seconds()),
+		fmt.Sprintf("no answer within its %.0f s", c.OpenTimeout.Seconds()),
+		fmt.Sprintf("| an open | %.0f s |", c.OpenTimeout.Seconds()),
+		fmt.Sprintf("within %.0f s of the connection", c.HandshakeTimeout.Seconds()),
+		fmt.Sprintf("each direction by itself | %d |", c.MaxStreams),
+		fmt.Sprintf("each direction | %d, at most %d |", c.MaxPending, yamuxBacklog),
+		fmt.Sprintf("the open ones and %d |", maxLive(c)-c.MaxStreams),
+		fmt.Sprintf("At most %d opens are unacknowledged", yamuxBacklog),
+		fmt.Sprintf("up to %d such are remembered", maxEarlyResets),
+		fmt.Sprintf("| %d KiB, raised up to %d MiB", quicInitialWindow>>10, c.StreamWindow>>20),
+		fmt.Sprintf("| %d MiB (`StreamWindow`)", c.StreamWindow>>20),
+		fmt.Sprintf("| %d MiB (`SessionWindow`)", c.SessionWindow>>20),
+		fmt.Sprintf("more than %d handshakes a second, %d at once", retryRate, retryBurst),
+		fmt.Sprintf("waits up to %.0f s for that", lingerTime.Seconds()),
+		fmt.Sprintf("beside it after %.1f s", defaultHeadStart.Seconds()),
+		fmt.Sprintf("a span: %.1f s, doubled each time up to %.0f s", defaultBackoffMin.Seconds(), defaultBackoffMax.Seconds()),
+		fmt.Sprintf("a session that lasted %.0f s", lastingSession.Seconds()),
+	} {
+		if !strings.Contains(doc, want) {
+			t.Errorf("docs/tunnel-protocol.md does not contain %q", want)
+		}
+	}
+}
