@@ -44,7 +44,7 @@ func (s *suite) brokerKilled(t *testing.T) {
 	for _, n := range s.nodes {
 		s.wait(t, "exec on "+n.String(), time.Until(start.Add(backLimit)), s.execWorks(n))
 		s.wait(t, n.String()+" to be Ready again", time.Until(start.Add(backLimit)), func(ctx context.Context) error {
-			return n.tenant.NodeReady(ctx, n.name, start)
+			return n.tenant.NodeBack(ctx, n.name, start)
 		})
 		s.note("%s back after %.1f s", n, time.Since(start).Seconds())
 		if now := n.processes(); now != before[n] {
@@ -72,7 +72,7 @@ func (s *suite) agentKilled(t *testing.T) {
 		s.wait(t, "exec on "+n.String(), time.Minute, s.execWorks(n))
 		back := time.Since(start)
 		s.wait(t, n.String()+" to be Ready again", time.Minute, func(ctx context.Context) error {
-			return n.tenant.NodeReady(ctx, n.name, start)
+			return n.tenant.NodeBack(ctx, n.name, start)
 		})
 		s.note("%s back after %.1f s", n, back.Seconds())
 		if now := s.containers(t, n); now != pod {
@@ -96,7 +96,7 @@ func (s *suite) nodeRebooted(t *testing.T) {
 	must(t, n.box.PowerOn(s.ctx))
 	must(t, n.box.StartAgent())
 	s.wait(t, n.String()+" to be Ready after its reboot", 90*time.Second, func(ctx context.Context) error {
-		return n.tenant.NodeReady(ctx, n.name, start)
+		return n.tenant.NodeBack(ctx, n.name, start)
 	})
 	s.note("Ready after %.1f s", time.Since(start).Seconds())
 	s.wait(t, "exec on "+n.String(), 90*time.Second, s.execWorks(n))

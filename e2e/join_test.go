@@ -123,7 +123,7 @@ func (s *suite) nodesReady(t *testing.T) {
 		must(t, n.box.StartAgent())
 		wg.Go(func() {
 			_, errs[i] = s.env.Wait(s.ctx, n.String()+" to be Ready", time.Minute, func(ctx context.Context) error {
-				return n.tenant.NodeReady(ctx, n.name, start)
+				return n.tenant.NodeReady(ctx, n.name)
 			})
 			took[i] = time.Since(start)
 		})

@@ -110,7 +110,7 @@ func (t *Tenant) Start(ctx context.Context) error {
 // verifies kubelets by; suffix tells a second one's process from the first's.
 func (t *Tenant) StartAPIServer(ctx context.Context, suffix string, port int, kubeletCA string) (*Proc, error) {
 	p := t.platform
-	proc, err := p.env.start(t.Name+"/kube-apiserver"+suffix, false, p.Net.Argv(p.env.Tool("kube-apiserver"),
+	proc, err := p.env.start(t.Name+"/kube-apiserver"+suffix, false, p.withHosts(t.Name, p.env.Tool("kube-apiserver"),
 		"--etcd-servers=http://"+etcdAddress, "--etcd-prefix=/"+t.Name,
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--advertise-address="+advertisedAddr,
 		"--tls-cert-file="+t.pki("apiserver.crt"), "--tls-private-key-file="+t.pki("apiserver.key"),

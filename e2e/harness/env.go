@@ -168,8 +168,10 @@ func (e *Env) Close() error {
 
 // DumpLogs prints the end of every log, for a run that failed.
 func (e *Env) DumpLogs(w io.Writer) {
-	logs, _ := filepath.Glob(filepath.Join(e.Dir(), "logs", "*.log"))
-	for _, l := range logs {
-		fmt.Fprintf(w, "--- the end of %s\n%s\n", filepath.Base(l), tail(l, 25))
+	for _, pattern := range []string{"logs/*.log", "disks/*/var/log/mooring/*.log", "disks/*/var/lib/mooring/*.log"} {
+		logs, _ := filepath.Glob(filepath.Join(e.Dir(), pattern))
+		for _, l := range logs {
+			fmt.Fprintf(w, "--- the end of %s\n%s\n", e.Relative(l), tail(l, 25))
+		}
 	}
 }

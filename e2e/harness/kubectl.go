@@ -55,9 +55,8 @@ func (t *Tenant) Apply(ctx context.Context, manifest string) error {
 	return err
 }
 
-// NodeReady returns nil if the node is Ready and its kubelet has renewed its lease after since: the
-// condition alone stays true for most of a minute after the node has gone.
-func (t *Tenant) NodeReady(ctx context.Context, node string, since time.Time) error {
+// NodeReady returns nil if the node has the condition Ready.
+func (t *Tenant) NodeReady(ctx context.Context, node string) error {
 	out, err := t.Kubectl(ctx, "get", "node", node, "--ignore-not-found", "-o",
 		`jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.message}{end}`)
 	if err != nil {
@@ -69,7 +68,16 @@ func (t *Tenant) NodeReady(ctx context.Context, node string, since time.Time) er
 	if status, message, _ := strings.Cut(out, " "); status != "True" {
 		return fmt.Errorf("node %s is not ready: %s", node, message)
 	}
-	out, err = t.Kubectl(ctx, "get", "lease", node, "-n", "kube-node-lease", "--ignore-not-found", "-o", "jsonpath={.spec.renewTime}")
+	return nil
+}
+
+// NodeBack returns nil if the node is Ready and its kubelet has renewed its lease after since: the
+// condition alone stays true for most of a minute after the node has gone.
+func (t *Tenant) NodeBack(ctx context.Context, node string, since time.Time) error {
+	if err := t.NodeReady(ctx, node); err != nil {
+		return err
+	}
+	out, err := t.Kubectl(ctx, "get", "lease", node, "-n", "kube-node-lease", "--ignore-not-found", "-o", "jsonpath={.spec.renewTime}")
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,15 @@ func (e *Env) StartPlatform(ctx context.Context) (*Platform, error) {
 	return p, err
 }
 
+// withHosts wraps an API server's command so that it runs on the platform with, as /etc/hosts, the file
+// that the broker keeps for the tenant: kube-apiserver looks a node's name up before nodes/NAME/proxy.
+func (p *Platform) withHosts(tenant string, argv ...string) []string {
+	const script = `mount --bind "$0" /etc/hosts && exec "$@"`
+	return p.Net.Argv(append([]string{"unshare", "--mount", "--", "sh", "-c", script, filepath.Join(p.hostsDir(), tenant)}, argv...)...)
+}
+
+func (p *Platform) hostsDir() string { return filepath.Join(p.env.Dir(), "broker", "hosts") }
+
 func (p *Platform) listening(ctx context.Context, address string) error {
 	c, err := p.Net.Dial(ctx, "tcp", address)
 	if err != nil {
@@ -86,7 +95,8 @@ front:
 egress:
   listen: %s
   publicEndpoint: https://%s
-`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress)
+  hostsDir: %s
+`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir())
 }
 
 // BrokerConfigPath is the broker's configuration file.

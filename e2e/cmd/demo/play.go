@@ -140,7 +140,7 @@ func (d *demo) join() error {
 		for _, station := range d.stations(ctx) {
 			tell(station)
 		}
-		return d.tenant.NodeReady(ctx, nodeName, start)
+		return d.tenant.NodeReady(ctx, nodeName)
 	})
 	if err != nil {
 		return err
