@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -156,39 +157,57 @@ func (s *suite) usedToken(t *testing.T) {
 		t.Skip("the agent removed its bundle after use")
 	}
 	must(t, err)
-	fresh, err := s.globex.Token(s.ctx, "--description", "other tenant")
+	fresh, err := s.globex.Token(s.ctx, "--description", foreignToken)
 	must(t, err)
 	foreign := strings.Replace(fresh, "tenant: globex", "tenant: acme", 1)
 	if foreign == fresh {
 		t.Fatalf("the bundle names no tenant:\n%s", fresh)
 	}
-	var answers []string
-	for what, bundle := range map[string]string{"used up": string(used), "another tenant": foreign} {
+	answers := map[string]bool{}
+	for what, bundle := range map[string]string{"used up": string(used), "other tenant": foreign} {
 		must(t, n.box.Write("/run/again.yaml", bundle))
-		must(t, n.box.Write("/run/again-agent.yaml", "apiVersion: mooring.dev/v1alpha1\nkind: AgentConfiguration\n"+
-			"stateDir: /run/again\nsocket: /run/again.sock\nkubelet: {mode: none, rootDir: /run/again-kubelet}\n"+
-			"apiAddress: 127.0.0.1:7443\nhealthAddress: \"\"\n"))
+		must(t, n.box.Write("/run/again-agent.yaml", secondAgent))
 		ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
 		out, err := n.box.Run(ctx, "edge-agent", "join", "--config", "/run/again-agent.yaml", "--bundle", "/run/again.yaml")
 		cancel()
 		if err == nil {
 			t.Errorf("a token (%s) let a second box in:\n%s", what, out)
 		}
-		answers = append(answers, refusalLine(out))
+		if !strings.Contains(lastLine(out), "not accepted") {
+			t.Errorf("a token (%s): want a refusal, got:\n%s", what, out)
+		}
+		answers[lastLine(out)] = true
 		_, err = n.box.Run(s.ctx, "rm", "-rf", "/run/again", "/run/again-kubelet")
 		must(t, err)
+		log, err := os.ReadFile(s.platform.Broker.Log)
+		must(t, err)
+		if !strings.Contains(string(log), what) {
+			t.Errorf("the operator's log does not say %q", what)
+		}
 	}
-	if len(slices.Compact(answers)) != 1 {
-		t.Errorf("the answers tell a used token from another tenant's:\n%s", strings.Join(answers, "\n"))
+	if len(answers) != 1 {
+		t.Errorf("the answers tell a used token from another tenant's: %q", slices.Collect(maps.Keys(answers)))
 	}
-	s.note("both: %s", answers[0])
-	if uses := s.tokenUses(t, "other tenant"); uses != 0 {
+	if uses := s.tokenUses(t, foreignToken); uses != 0 {
 		t.Errorf("a request for another tenant consumed the token (%d uses)", uses)
 	}
 }
 
-// refusalLine is the last line of what a command said: its error.
-func refusalLine(out string) string {
+// foreignToken describes globex's token that is tried on acme.
+const foreignToken = "tried on acme"
+
+// secondAgent is the configuration of another agent on the same machine, as another box would be.
+const secondAgent = `apiVersion: mooring.dev/v1alpha1
+kind: AgentConfiguration
+stateDir: /run/again
+socket: /run/again.sock
+apiAddress: 127.0.0.1:7443
+healthAddress: ""
+kubelet: {mode: none, rootDir: /run/again-kubelet}
+`
+
+// lastLine is the last line of what a command said: its error.
+func lastLine(out string) string {
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	return lines[len(lines)-1]
 }

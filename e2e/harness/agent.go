@@ -3,8 +3,10 @@ package harness
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // AgentConfigPath and JoinPath are the product's defaults.
@@ -44,10 +46,17 @@ func (t *Tenant) Token(ctx context.Context, args ...string) (string, error) {
 
 // Admit makes the tenant known to the broker and gets what its API server needs to reach nodes.
 func (t *Tenant) Admit(ctx context.Context) error {
-	if _, err := t.platform.BrokerCommand(ctx, "tenant", "add", t.Name, "--kubeconfig", t.Kubeconfig()); err != nil {
+	p := t.platform
+	if _, err := p.BrokerCommand(ctx, "tenant", "add", t.Name, "--kubeconfig", t.Kubeconfig()); err != nil {
 		return err
 	}
-	_, err := t.platform.BrokerCommand(ctx, "egress", "issue", "--tenant", t.Name, "--out", t.EgressDir())
+	if _, err := p.BrokerCommand(ctx, "egress", "issue", "--tenant", t.Name, "--out", t.EgressDir()); err != nil {
+		return err
+	}
+	_, err := p.env.Wait(ctx, "the hosts file of "+t.Name, 10*time.Second, func(context.Context) error {
+		_, err := os.Stat(filepath.Join(p.hostsDir(), t.Name))
+		return err
+	})
 	return err
 }
 

@@ -80,11 +80,9 @@ apiServer: {certSANs: [127.0.0.1]}
 // Start starts the API server, with the broker for its egress, the controller manager and the
 // scheduler, and waits until the API server is ready.
 func (t *Tenant) Start(ctx context.Context) error {
-	server, err := t.StartAPIServer(ctx, "", t.Port, t.pki("ca.crt"))
-	if err != nil {
+	if _, err := t.StartAPIServer(ctx, "", t.Port, t.pki("ca.crt")); err != nil {
 		return err
 	}
-	_ = server
 	p := t.platform
 	if _, err := p.env.start(t.Name+"/kube-controller-manager", false, p.Net.Argv(p.env.Tool("kube-controller-manager"),
 		"--kubeconfig="+filepath.Join(t.Dir, "controller-manager.conf"), "--leader-elect=false",
@@ -99,7 +97,7 @@ func (t *Tenant) Start(ctx context.Context) error {
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+2))); err != nil {
 		return err
 	}
-	_, err = p.env.Wait(ctx, t.Name+"'s default service account", 2*time.Minute, func(ctx context.Context) error {
+	_, err := p.env.Wait(ctx, t.Name+"'s default service account", 2*time.Minute, func(ctx context.Context) error {
 		_, err := t.Kubectl(ctx, "get", "serviceaccount", "default", "-o", "name")
 		return err
 	})
