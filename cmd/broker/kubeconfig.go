@@ -42,7 +42,7 @@ func flattenKubeconfig(source string, data []byte) ([]byte, error) {
 		if a.TokenFile == "" {
 			continue
 		}
-		token, err := readInput(nil, a.TokenFile)
+		token, err := readInput(strings.NewReader(""), a.TokenFile)
 		if err != nil {
 			return nil, fmt.Errorf("kubeconfig %s: %w", source, err)
 		}

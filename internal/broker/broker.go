@@ -193,8 +193,8 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		Registerer: b.metrics, Logger: b.log,
 	})
 	eg := egress.New(egress.Config{
-		TLS:    b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
-		Dialer: b.board, Registerer: b.metrics, Logger: b.log,
+		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
+		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log,
 	})
 	approver := enroll.NewApprover(enroll.ApproverConfig{Nodes: b.nodes, Attester: b.board, Logger: b.log, Metrics: enrolMetrics})
 	manager := enroll.NewManager(b.tenants, approver.Run, b.log)

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
@@ -235,10 +237,20 @@ func (b *box) connect(t *testing.T, transport tunnel.Transport, endpoint string,
 // dialNode does what kube-apiserver does: CONNECT over mTLS. It returns the status line and what the node said.
 func (r *running) dialNode(t *testing.T, tenant, target string) (status, said string) {
 	t.Helper()
+	return dialWith(t, r.issueEgress(t, tenant), target)
+}
+
+func (r *running) issueEgress(t *testing.T, tenant string) admin.EgressResponse {
+	t.Helper()
 	e, err := r.client.IssueEgress(context.Background(), admin.EgressRequest{Tenant: tenant, TTL: config.Duration{Duration: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return e
+}
+
+func dialWith(t *testing.T, e admin.EgressResponse, target string) (status, said string) {
+	t.Helper()
 	pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
 	if err != nil {
 		t.Fatal(err)
@@ -496,5 +508,43 @@ func TestPortTakenIsAnErrorAtOnce(t *testing.T) {
 	cfg.Egress.Listen = l.Addr().String()
 	if err := Run(context.Background(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "egress.listen") {
 		t.Fatalf("Run = %v; want an error that names egress.listen", err)
+	}
+}
+
+// A tenant that was removed and added again is another tenant: its old API servers' certificates are
+// worth nothing.
+func TestEgressCertificateIsItsOwnTenants(t *testing.T) {
+	r := startBroker(t, t.TempDir())
+	r.addTenant(t, "acme", "127.0.0.1:1")
+	e := r.issueEgress(t, "acme")
+	if status, _ := dialWith(t, e, "edge-1:10250"); !strings.HasPrefix(status, "404 ") {
+		t.Errorf("a current certificate: %s; want 404 for the node", status)
+	}
+	if err := r.client.RemoveTenant(context.Background(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	r.logs.await(t, `msg="tenant changed" tenant=acme removed=true`)
+	if status, _ := dialWith(t, e, "edge-1:10250"); !strings.HasPrefix(status, "403 ") {
+		t.Errorf("the certificate of a tenant that is gone: %s; want 403", status)
+	}
+
+	issued := time.Date(2026, 1, 2, 3, 4, 5, 600_000_000, time.UTC)
+	ca, err := pki.NewCA("mooring.test", issued)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM, _, err := ca.IssueAPIServer("acme", issued, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(certPEM)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for after, want := range map[time.Duration]bool{-time.Hour: true, -100 * time.Millisecond: true, time.Second: false, time.Hour: false} {
+		if got := issuedTo(tenant.Tenant{CreatedAt: issued.Add(after)}, cert); got != want {
+			t.Errorf("tenant added %s after the certificate was issued: issuedTo = %v, want %v", after, got, want)
+		}
 	}
 }

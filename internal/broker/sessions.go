@@ -2,11 +2,15 @@ package broker
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
@@ -86,4 +90,23 @@ func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.R
 	}
 	up, down, err := splice.Splice(stream, api)
 	log.Debug("API connection ended", "up", up, "down", down, "err", err)
+}
+
+// authorizeEgress lets an API server's certificate speak for its tenant only if it was issued to this
+// tenant, and not to another that had the name before.
+func (b *broker) authorizeEgress(id pki.Identity, cert *x509.Certificate) error {
+	t, ok := b.tenants.Get(id.Tenant)
+	if !ok {
+		return fmt.Errorf("%w: %s", tenant.ErrNotFound, id.Tenant)
+	}
+	if !issuedTo(t, cert) {
+		return fmt.Errorf("the certificate of %s is older than its tenant: issue another with `broker egress issue --tenant %s`", id, id.Tenant)
+	}
+	return nil
+}
+
+// issuedTo tells whether a certificate was issued since the tenant was added. Certificates count in
+// seconds.
+func issuedTo(t tenant.Tenant, cert *x509.Certificate) bool {
+	return !cert.NotBefore.Add(pki.Backdate).Before(t.CreatedAt.Truncate(time.Second))
 }

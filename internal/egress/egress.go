@@ -8,6 +8,7 @@ package egress
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,8 @@ type Config struct {
 	TLS *tls.Config
 	// Dialer finds the node.
 	Dialer Dialer
+	// Authorize says whether a verified certificate still speaks for the tenant in its identity.
+	Authorize func(id pki.Identity, cert *x509.Certificate) error
 	// DialTimeout bounds a dial; the API server itself waits for the answer without a deadline, so
 	// there always is one. Default 20 s.
 	DialTimeout time.Duration
@@ -106,7 +109,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// What is answered here and not by the splice is the last of its connection, which would idle unbounded.
 	w.Header().Set("Connection", "close")
-	id, err := identity(r)
+	id, err := s.identity(r)
 	if err != nil {
 		s.cfg.Logger.Warn("egress request without an API server's identity", "remote", r.RemoteAddr, "err", err)
 		http.Error(w, "a client certificate of an API server is needed: see `broker egress issue`", http.StatusForbidden)
@@ -145,7 +148,7 @@ func (s *Server) dial(r *http.Request, tenant string) (net.Conn, error) {
 }
 
 // identity is the caller's, from the certificate that the TLS handshake verified.
-func identity(r *http.Request) (pki.Identity, error) {
+func (s *Server) identity(r *http.Request) (pki.Identity, error) {
 	if r.TLS == nil {
 		return pki.Identity{}, errors.New("no TLS")
 	}
@@ -156,7 +159,7 @@ func identity(r *http.Request) (pki.Identity, error) {
 	if id.Role != pki.RoleAPIServer {
 		return pki.Identity{}, fmt.Errorf("identity %s is not an API server's", id)
 	}
-	return id, nil
+	return id, s.cfg.Authorize(id, r.TLS.PeerCertificates[0])
 }
 
 func codeOf(err error) wire.Code {

@@ -52,6 +52,12 @@ func start(t *testing.T, dial dialerFunc) *fixture {
 	srv := New(Config{
 		TLS: pki.ServerTLS(func() (*tls.Certificate, error) { return &cert, nil },
 			pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, nil), pki.ServerOptions{AllowTLS12: true}),
+		Authorize: func(id pki.Identity, _ *x509.Certificate) error {
+			if id.Tenant == "gone" {
+				return errors.New("no such tenant")
+			}
+			return nil
+		},
 		Dialer: dial, DialTimeout: 200 * time.Millisecond,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -223,6 +229,10 @@ func TestOnlyAPIServersAreServed(t *testing.T) {
 		t.Errorf("a node's certificate: %v, %v; want 403", resp, err)
 	} else if !resp.Close {
 		t.Error("the connection of a refused client is kept open, for as long as it likes")
+	}
+
+	if _, _, resp := f.connect(t, "gone", "edge-1:10250"); resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a certificate that speaks for nobody: %s; want 403", resp.Status)
 	}
 
 	anonymous, err := tls.Dial("tcp", f.addr, &tls.Config{RootCAs: f.ca.Pool()})

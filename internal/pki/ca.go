@@ -19,9 +19,9 @@ import (
 
 const (
 	caLifetime = 10 * 365 * 24 * time.Hour
-	// backdate is how far before now a certificate begins, for clocks that run
+	// Backdate is how far before now a certificate begins, for clocks that run
 	// behind the broker's.
-	backdate = 5 * time.Minute
+	Backdate = 5 * time.Minute
 )
 
 // CA issues the certificates of one trust domain. Safe for concurrent use.
@@ -44,7 +44,7 @@ func NewCA(trustDomain string, now time.Time) (*CA, error) {
 	}
 	tmpl := &x509.Certificate{
 		Subject:                     pkix.Name{Organization: []string{"Mooring"}, CommonName: "Mooring CA of " + trustDomain},
-		NotBefore:                   now.Add(-backdate),
+		NotBefore:                   now.Add(-Backdate),
 		NotAfter:                    now.Add(caLifetime),
 		KeyUsage:                    x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid:       true,
@@ -204,7 +204,7 @@ func (c *CA) issue(id Identity, tmpl *x509.Certificate, pub crypto.PublicKey, no
 	}
 	tmpl.Subject = pkix.Name{Organization: []string{"Mooring"}, CommonName: string(id.Role)}
 	tmpl.URIs = []*url.URL{id.URI()}
-	tmpl.NotBefore, tmpl.NotAfter = now.Add(-backdate), now.Add(ttl)
+	tmpl.NotBefore, tmpl.NotAfter = now.Add(-Backdate), now.Add(ttl)
 	if tmpl.NotBefore.Before(c.cert.NotBefore) {
 		tmpl.NotBefore = c.cert.NotBefore
 	}

@@ -85,7 +85,7 @@ func (j *Joiner) enrolOnce(ctx context.Context) (*Identity, error) {
 		return nil, err
 	}
 	j.cfg.Metrics.outcome(StepEnrol, nil)
-	j.cfg.Logger.Info("enrolled; the token in the join bundle is not needed again", "tenant", id.Tenant, "node", id.Node, "expires", id.NotAfter())
+	j.cfg.Logger.Info("enrolled; keep the join bundle, the node's certificate is renewed with it", "tenant", id.Tenant, "node", id.Node, "expires", id.NotAfter())
 	return id, nil
 }
 

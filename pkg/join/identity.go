@@ -29,7 +29,7 @@ type Identity struct {
 	TrustDomain string `json:"trustDomain"`
 	Certificate string `json:"certificate"` // PEM, leaf first
 	CABundle    string `json:"caBundle"`    // PEM
-	// TokenID names the token that was used; it is not needed again.
+	// TokenID names the token that was used.
 	TokenID    string    `json:"tokenID,omitempty"`
 	EnrolledAt time.Time `json:"enrolledAt"`
 
