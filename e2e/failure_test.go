@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -88,6 +89,7 @@ func (s *suite) agentKilled(t *testing.T) {
 // and brings its pod back.
 func (s *suite) nodeRebooted(t *testing.T) {
 	n := s.nodes[0]
+	before := s.containers(t, n)
 	must(t, n.box.PowerOff())
 	s.logf("    %s is off", n)
 	other := s.nodes[2] // its namesake of the other tenant goes on meanwhile
@@ -101,6 +103,9 @@ func (s *suite) nodeRebooted(t *testing.T) {
 	s.note("Ready after %.1f s", time.Since(start).Seconds())
 	s.wait(t, "exec on "+n.String(), 90*time.Second, s.execWorks(n))
 	s.note("exec after %.1f s", time.Since(start).Seconds())
+	if now := s.containers(t, n); now == before || !strings.HasSuffix(now, "restarts=1") {
+		t.Errorf("the pod of %s did not go down and come back with its machine: %s; before: %s", n, now, before)
+	}
 	if uses := s.tokenUses(t, n.String()); uses != 1 {
 		t.Errorf("the token of %s was used %d times, want 1: the reboot enrolled again", n, uses)
 	}

@@ -110,12 +110,14 @@ func (s *suite) nothingElseLeft(t *testing.T) {
 		if s.transport == "tcp" && left.UDP != 0 {
 			t.Errorf("%d UDP packets left %s, whose transport is tcp", left.UDP, site.Name)
 		}
-		// The control: the same counter sees a stray packet.
-		_, _ = n.box.Run(s.ctx, "busybox", "nc", "-w", "1", "192.0.2.99", "80")
+		// The control: a connection to the API server's port on the platform fails, and is counted.
+		if out, err := n.box.Run(s.ctx, "busybox", "nc", "-w", "1", harness.BrokerAddress, "6443"); err == nil {
+			t.Errorf("%s reaches another port than the broker's: %s", site.Name, out)
+		}
 		after, err := site.Left()
 		must(t, err)
 		if after.Other == left.Other {
-			t.Errorf("a packet to 192.0.2.99 from %s was not counted", site.Name)
+			t.Errorf("a packet to another port from %s was not counted", site.Name)
 		}
 	}
 }

@@ -71,20 +71,26 @@ func (r *Run) Close(keep bool) error {
 // Sweep removes what runs that are gone have left, and says what it removed.
 func Sweep() (removed []string, err error) {
 	var errs []error
-	for _, id := range staleRuns() {
-		if err := reapStale(id, false); err != nil {
+	for _, id := range knownRuns() {
+		stale, err := reapStale(id, false)
+		switch {
+		case err != nil:
 			errs = append(errs, err)
-			continue
+		case stale:
+			removed = append(removed, Prefix+id)
 		}
-		removed = append(removed, Prefix+id)
 	}
 	return removed, errors.Join(errs...)
 }
 
 // Reap is Sweep for the one run, if its owner is gone.
-func Reap(id string, keep bool) error { return reapStale(id, keep) }
+func Reap(id string, keep bool) error {
+	_, err := reapStale(id, keep)
+	return err
+}
 
-func staleRuns() []string {
+// knownRuns lists all runs of which there is a trace, alive or not.
+func knownRuns() []string {
 	ids := map[string]bool{}
 	records, _ := filepath.Glob(filepath.Join(recordDir, "*"+recordSuffix))
 	for _, r := range records {
@@ -102,17 +108,18 @@ func staleRuns() []string {
 	return out
 }
 
-func reapStale(id string, keep bool) error {
+// reapStale removes a run, unless it is alive: then it returns false.
+func reapStale(id string, keep bool) (bool, error) {
 	if err := os.MkdirAll(recordDir, 0o755); err != nil {
-		return err
+		return false, err
 	}
 	record := recordPath(id)
 	lock, err := TryLock(record)
 	if errors.Is(err, ErrLocked) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer lock.Release()
 	data, _ := os.ReadFile(record)
@@ -121,9 +128,9 @@ func reapStale(id string, keep bool) error {
 		dir = ""
 	}
 	if err := remove(id, dir); err != nil {
-		return err
+		return false, err
 	}
-	return os.Remove(record)
+	return true, os.Remove(record)
 }
 
 func recordPath(id string) string { return filepath.Join(recordDir, id+recordSuffix) }
