@@ -141,11 +141,14 @@ func (s *suite) nodesReady(t *testing.T) {
 		}
 	}
 	s.joined = time.Now()
-	out, err := s.acme.Kubectl(s.ctx, "get", "csr", "-o", "wide")
-	must(t, err)
-	if strings.Contains(out, "Pending") {
-		t.Errorf("certificate requests wait for somebody:\n%s", out)
-	}
+	// The kubelets' serving certificates: asked for at about the time of Ready, approved by the broker.
+	s.wait(t, "all certificate requests to be approved", 30*time.Second, func(ctx context.Context) error {
+		out, err := s.acme.Kubectl(ctx, "get", "csr", "-o", "wide")
+		if err == nil && strings.Count(out, "kubernetes.io/kubelet-serving") < 2 || strings.Contains(out, "Pending") {
+			err = fmt.Errorf("not yet:\n%s", out)
+		}
+		return err
+	})
 }
 
 // usedToken: a token that is used up, and a token of another tenant, are refused with the same answer,
