@@ -1,0 +1,294 @@
+package broker
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/mooring-edge/mooring/internal/admin"
+	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// klog's flush daemon is started by the import of client-go and has no end.
+		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
+}
+
+// running is a broker in this process.
+type running struct {
+	cfg    *config.Broker
+	client *admin.Client
+	logs   *syncBuffer
+	stop   func()
+}
+
+// syncBuffer keeps the log and signals each write.
+type syncBuffer struct {
+	mu      sync.Mutex
+	b       bytes.Buffer
+	written chan struct{}
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case s.written <- struct{}{}:
+	default:
+	}
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// await returns when the log holds text.
+func (s *syncBuffer) await(t *testing.T, text string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for !strings.Contains(s.String(), text) {
+		select {
+		case <-s.written:
+		case <-deadline:
+			t.Fatalf("the log never said %q:\n%s", text, s.String())
+		}
+	}
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func startBroker(t *testing.T, dir string, options ...func(*config.Broker)) *running {
+	t.Helper()
+	cfg := config.DefaultBroker()
+	cfg.DataDir = filepath.Join(dir, "data")
+	cfg.AdminSocket = filepath.Join(dir, "b.sock")
+	cfg.HealthAddress = ""
+	cfg.Front.Listen = freeAddr(t)
+	cfg.Front.PublicEndpoint = cfg.Front.Listen
+	cfg.Egress.Listen = freeAddr(t)
+	cfg.Egress.PublicEndpoint = "https://" + cfg.Egress.Listen
+	for _, set := range options {
+		set(cfg)
+	}
+	r := &running{cfg: cfg, client: admin.NewClient(cfg.AdminSocket), logs: &syncBuffer{written: make(chan struct{}, 1)}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, cfg, slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	}()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(r.stop)
+	r.logs.await(t, "condition=Egress status=True")
+	return r
+}
+
+// kubeconfig of an API server that listens at addr.
+func kubeconfig(t *testing.T, addr string) string {
+	t.Helper()
+	ca, err := pki.NewCA("k8s.test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clientcmdapi.NewConfig()
+	c.Clusters["c"] = &clientcmdapi.Cluster{Server: "https://" + addr, CertificateAuthorityData: ca.CertPEM()}
+	c.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: "x"}
+	c.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	c.CurrentContext = "x"
+	b, err := clientcmd.Write(*c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// box is an edge node, as far as the broker can tell.
+type box struct {
+	id     pki.Identity
+	keyPEM []byte
+	enrol  enrollapi.EnrolResponse
+	bundle config.JoinBundle
+}
+
+func newBox(t *testing.T, bundle config.JoinBundle, hostname string) *box {
+	t.Helper()
+	keyPEM, _, err := pki.MakeKeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &box{keyPEM: keyPEM, bundle: bundle}
+	status, body := b.post(t, hostname)
+	if status != http.StatusOK {
+		t.Fatalf("enrol %s: %d %s", hostname, status, body)
+	}
+	if err := json.Unmarshal(body, &b.enrol); err != nil {
+		t.Fatal(err)
+	}
+	b.id = pki.Identity{TrustDomain: b.enrol.TrustDomain, Role: pki.RoleNode, Tenant: b.enrol.Tenant, Name: b.enrol.Node}
+	return b
+}
+
+// post asks to be enrolled, over HTTPS with the CA pinned.
+func (b *box) post(t *testing.T, hostname string) (int, []byte) {
+	t.Helper()
+	key, err := pki.ParseKeyPEM(b.keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := pki.MakeCSR(key, hostname)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := pki.ClientTLS(nil, pki.VerifyPinned(b.bundle.CACertHashes, time.Now, nil))
+	cfg.NextProtos = []string{enrollapi.ALPN}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	body, _ := json.Marshal(enrollapi.EnrolRequest{Token: b.bundle.Token, Tenant: b.bundle.Tenant, CSR: string(csr), Hostname: hostname})
+	resp, err := client.Post("https://"+b.bundle.Endpoint+enrollapi.PathEnrol, "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, answer
+}
+
+// connect opens the node's tunnel. What the broker dials at it is answered with the node's name.
+func (b *box) connect(t *testing.T, transport tunnel.Transport, endpoint string, addrs ...string) (*tunnel.Session, error) {
+	t.Helper()
+	pair, err := tls.X509KeyPair([]byte(b.enrol.Certificate), b.keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(b.enrol.CABundle))
+	hello := wire.Hello{Version: "test", Node: b.enrol.Node}
+	for _, a := range addrs {
+		hello.Addresses = append(hello.Addresses, netip.MustParseAddr(a))
+	}
+	d := &tunnel.Dialer{
+		Endpoint: endpoint, Transport: transport,
+		TLS: pki.ClientTLS(func() (*tls.Certificate, error) { return &pair, nil },
+			pki.VerifyPeer(func() *x509.CertPool { return roots }, x509.ExtKeyUsageServerAuth, time.Now, nil)),
+		Config: tunnel.Config{
+			Hello: func() wire.Hello { return hello },
+			Handler: func(_ context.Context, _ *tunnel.Session, r *tunnel.Request) {
+				s, err := r.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprintf(s, "%s/%s was asked for %s", b.enrol.Tenant, b.enrol.Node, r.Target)
+				s.Close()
+			},
+		},
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s, err := d.Dial(ctx)
+	if err == nil {
+		t.Cleanup(func() { s.Close(wire.Shutdown, "the test is over") })
+	}
+	return s, err
+}
+
+// dialNode does what kube-apiserver does: CONNECT over mTLS. It returns the status line and what the node said.
+func (r *running) dialNode(t *testing.T, tenant, target string) (status, said string) {
+	t.Helper()
+	return dialWith(t, r.issueEgress(t, tenant), target)
+}
+
+func (r *running) issueEgress(t *testing.T, tenant string) admin.EgressResponse {
+	t.Helper()
+	e, err := r.client.IssueEgress(context.Background(), admin.EgressRequest{Tenant: tenant, TTL: config.Duration{Duration: time.Hour}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func dialWith(t *testing.T, e admin.EgressResponse, target string) (status, said string) {
+	t.Helper()
+	pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(e.CA))
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(e.Endpoint, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", target)
+	br := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return resp.Status, ""
+	}
+	all, err := io.ReadAll(br)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.Status, string(all)
+}
+
+func (r *running) addTenant(t *testing.T, name, apiAddr string) {
+	t.Helper()
+	if _, err := r.client.AddTenant(context.Background(), admin.TenantRequest{Name: name, Kubeconfig: kubeconfig(t, apiAddr)}); err != nil {
+		t.Fatal(err)
+	}
+	r.logs.await(t, `msg="tenant changed" tenant=`+name+" removed=false")
+}
+
+func (r *running) bundle(t *testing.T, tenant string, uses int) config.JoinBundle {
+	t.Helper()
+	resp, err := r.client.CreateToken(context.Background(), admin.TokenRequest{Tenant: tenant, Uses: uses, TTL: config.Duration{Duration: time.Hour}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.Bundle
+}
