@@ -140,15 +140,27 @@ func (s *suite) nodesReady(t *testing.T) {
 			t.Errorf("the token of %s was used %d times, want 1", n, used)
 		}
 	}
-	s.joined = time.Now()
-	// The kubelets' serving certificates: asked for at about the time of Ready, approved by the broker.
-	s.wait(t, "all certificate requests to be approved", 30*time.Second, func(ctx context.Context) error {
-		out, err := s.acme.Kubectl(ctx, "get", "csr", "-o", "wide")
-		if err == nil && strings.Count(out, "kubernetes.io/kubelet-serving") < 2 || strings.Contains(out, "Pending") {
-			err = fmt.Errorf("not yet:\n%s", out)
-		}
+	for _, n := range s.nodes {
+		s.wait(t, "the serving certificate of "+n.String(), 30*time.Second, func(ctx context.Context) error {
+			return servingIssued(ctx, n)
+		})
+	}
+}
+
+// servingIssued returns nil if the node's kubelet has been given a serving certificate; nobody but the
+// broker's approver is there to see to it.
+func servingIssued(ctx context.Context, n *node) error {
+	out, err := n.tenant.Kubectl(ctx, "get", "csr", "-o", `jsonpath={range .items[*]}{.spec.signerName} {.spec.username} `+
+		`{.status.conditions[*].type} {.status.certificate}{"\n"}{end}`)
+	if err != nil {
 		return err
-	})
+	}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 4 && f[0] == "kubernetes.io/kubelet-serving" && f[1] == "system:node:"+n.name && f[2] == "Approved" {
+			return nil
+		}
+	}
+	return fmt.Errorf("no request of it has been granted:\n%s", out)
 }
 
 // usedToken: a token that is used up, and a token of another tenant, are refused with the same answer,

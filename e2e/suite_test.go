@@ -44,7 +44,6 @@ type suite struct {
 
 	acme, globex *harness.Tenant
 	nodes        []*node // acme/edge-1, acme/edge-2, globex/edge-1
-	joined       time.Time
 
 	start time.Time
 	rows  []row
