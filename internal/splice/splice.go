@@ -42,9 +42,10 @@ type (
 // each way.
 func Splice(a, b net.Conn) (aToB, bToA int64, err error) {
 	s := &splice{}
+	sa, sb := &side{Conn: a}, &side{Conn: b}
 	var wg sync.WaitGroup
-	wg.Go(func() { bToA = s.run(b, a, &s.tailB, &s.tailA) })
-	aToB = s.run(a, b, &s.tailA, &s.tailB)
+	wg.Go(func() { bToA = s.run(sb, sa) })
+	aToB = s.run(sa, sb)
 	wg.Wait()
 	cerr := errors.Join(ignoreClosed(a.Close()), ignoreClosed(b.Close())) // what was aborted is closed already
 	if s.err != nil {
@@ -55,40 +56,74 @@ func Splice(a, b net.Conn) (aToB, bToA int64, err error) {
 
 // splice is what the two directions of one Splice share.
 type splice struct {
-	// tailA is set when nothing can be written to a any more, tailB likewise: what
-	// is read from it then is a tail.
-	tailA, tailB atomic.Bool
-
 	mu  sync.Mutex // guards err
 	err error      // the first abnormal end
 }
 
-// run copies src to dst. tailSrc says that src is no longer written to.
-func (s *splice) run(src, dst net.Conn, tailSrc, tailDst *atomic.Bool) int64 {
-	n, rerr, werr := copyAll(src, dst, tailSrc)
+// side is one of the two connections.
+type side struct {
+	net.Conn
+	tail atomic.Bool // it takes no more; what is read from it now is a tail
+
+	wmu   sync.Mutex // held through each write; guards reset
+	reset bool       // a write was told that the connection was reset
+}
+
+func (d *side) Write(p []byte) (int, error) {
+	d.wmu.Lock()
+	defer d.wmu.Unlock()
+	n, err := d.Conn.Write(p)
+	if err != nil && socketReset(d.Conn, err) {
+		d.reset = true
+	}
+	return n, err
+}
+
+// Read tells a reset from an end of file. The kernel tells of a reset once: if
+// that was to a write, a read sees an end of file.
+func (d *side) Read(p []byte) (int, error) {
+	n, err := d.Conn.Read(p)
+	if err == io.EOF && tcpClosed(d.Conn) && d.wasReset() {
+		err = syscall.ECONNRESET
+	}
+	return n, err
+}
+
+// wasReset waits for a write that is under way, which on a connection that is closed returns.
+func (d *side) wasReset() bool {
+	d.wmu.Lock()
+	defer d.wmu.Unlock()
+	return d.reset
+}
+
+// takesNoMore begins the tail: d is read until it ends, but not for ever, as
+// there may be nobody there at all.
+func (d *side) takesNoMore() {
+	d.tail.Store(true)
+	_ = d.SetReadDeadline(time.Now().Add(tailTime))
+}
+
+// run copies src to dst.
+func (s *splice) run(src, dst *side) int64 {
+	n, rerr, werr := copyAll(src, dst)
 	switch {
 	case rerr != nil:
 		s.fail(fmt.Errorf("read: %w", rerr))
-		abort(src)
-		abort(dst)
-	case werr != nil && socketReset(dst, werr):
-		// The kernel tells of a reset once: reading dst would now look like a clean end.
+		abort(src.Conn)
+		abort(dst.Conn)
+	case werr != nil && dst.wasReset():
 		s.fail(fmt.Errorf("write: %w", werr))
-		abort(src)
-		abort(dst)
-	case werr != nil:
-		// dst takes no more, but may have more to say: it is read until it ends. That
-		// is bounded, as there may be nobody there at all.
+		abort(src.Conn)
+		abort(dst.Conn)
+	case werr != nil: // it may have more to say: an early answer, for one
 		s.fail(fmt.Errorf("write: %w", werr))
-		tailDst.Store(true)
-		_ = dst.SetReadDeadline(time.Now().Add(tailTime))
+		dst.takesNoMore()
 	default:
-		if h, ok := dst.(halfCloser); !ok {
+		if h, ok := dst.Conn.(halfCloser); !ok {
 			_ = dst.Close()
 		} else if err := h.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) {
 			s.fail(fmt.Errorf("half-close: %w", err))
-			_ = dst.SetReadDeadline(time.Now().Add(tailTime))
-			tailDst.Store(true)
+			dst.takesNoMore()
 		}
 	}
 	return n
@@ -105,15 +140,15 @@ func (s *splice) fail(err error) {
 
 // copyAll copies until the end of src, or an error of either. A buffer is held
 // only while there is something to copy: most connections are idle most of the time.
-func copyAll(src, dst net.Conn, tail *atomic.Bool) (n int64, rerr, werr error) {
-	wait := waitFunc(src)
+func copyAll(src, dst *side) (n int64, rerr, werr error) {
+	wait := waitFunc(src.Conn)
 	for {
 		if wait != nil {
 			if err := wait(); err != nil {
 				return n, err, nil
 			}
 		}
-		more, done, rerr, werr := burst(src, dst, tail, wait != nil)
+		more, done, rerr, werr := burst(src, dst, wait != nil)
 		n += more
 		if done || rerr != nil || werr != nil {
 			return n, rerr, werr
@@ -123,11 +158,11 @@ func copyAll(src, dst net.Conn, tail *atomic.Bool) (n int64, rerr, werr error) {
 
 // burst copies with one buffer until src has nothing more at hand, if that can
 // be told; done is the end of file.
-func burst(src, dst net.Conn, tail *atomic.Bool, short bool) (n int64, done bool, rerr, werr error) {
+func burst(src, dst *side, short bool) (n int64, done bool, rerr, werr error) {
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	for {
-		if tail.Load() {
+		if src.tail.Load() {
 			_ = src.SetReadDeadline(time.Now().Add(tailTime))
 		}
 		r, err := src.Read(buf[:])

@@ -31,3 +31,22 @@ func tcpWait(c *net.TCPConn) func() error {
 		return perr // a reset is told once: who drops it here makes the next Read a clean end
 	}
 }
+
+// tcpClosed says whether c is a TCP connection that is closed in both
+// directions, be it by a reset or in the ordinary way.
+func tcpClosed(c net.Conn) bool {
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	rc, err := t.SyscallConn()
+	if err != nil {
+		return false
+	}
+	closed := false
+	_ = rc.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		closed = err == nil && info.State == unix.BPF_TCP_CLOSE
+	})
+	return closed
+}

@@ -206,7 +206,7 @@ func (s *Session) send(b []byte, stop <-chan struct{}) error {
 	case s.queue <- f:
 	case <-stop:
 		return errMuxGone
-	case <-s.torn:
+	case <-s.mute:
 		return errMuxGone
 	}
 	select {
@@ -214,7 +214,7 @@ func (s *Session) send(b []byte, stop <-chan struct{}) error {
 		return err
 	case <-stop:
 		return errMuxGone
-	case <-s.torn:
+	case <-s.mute:
 		return errMuxGone
 	}
 }
@@ -232,6 +232,7 @@ func (s *Session) trySend(b []byte) bool {
 // writeControl is the one writer of the control stream: it may be stuck where
 // the connection takes nothing, and nobody else is with it.
 func (s *Session) writeControl(raw muxStream) {
+	defer close(s.mute)
 	for {
 		select {
 		case f := <-s.queue:

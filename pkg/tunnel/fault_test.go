@@ -155,7 +155,7 @@ func TestBrokerStops(t *testing.T) {
 func TestConnectionCut(t *testing.T) {
 	agent, brk := dialPair(t, TransportTCP, Config{}, Config{})
 	m := agent.l.mux.(*yamuxMux)
-	_ = tcpConn(m.raw).SetLinger(0)
+	_ = m.raw.(*net.TCPConn).SetLinger(0)
 	_ = m.raw.Close()
 	within(t, 5*time.Second, agent.Done(), "the agent to notice")
 	within(t, 5*time.Second, brk.Done(), "the broker to notice")

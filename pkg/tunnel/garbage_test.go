@@ -117,6 +117,7 @@ func TestBadBeginnings(t *testing.T) {
 				l := rawLink(t, b.addr, tr)
 				st := rawOpen(t, l, tc.first)
 				wantRejected(t, l, st, tc.answer, wire.BadRequest)
+				l.close(wire.Shutdown, "", 0)
 				b.stop()
 				if len(b.sessions) > 0 {
 					t.Error("a session was made of it")
@@ -157,6 +158,7 @@ func TestBadSessions(t *testing.T) {
 					rawOpen(t, l, tc.stream)
 				}
 				wantRejected(t, l, st, false, wire.BadRequest)
+				l.close(wire.Shutdown, "", 0)
 				within(t, 5*time.Second, s.Done(), "the session to end")
 				wantClosed(t, s.Err(), wire.BadRequest, false)
 			})

@@ -39,6 +39,7 @@ type Session struct {
 
 	queue chan controlFrame
 	torn  chan struct{} // closed once the mux is
+	mute  chan struct{} // closed once no control frame can be sent any more
 	pulse pulse
 
 	drainOnce  sync.Once
@@ -86,6 +87,7 @@ func newSession(l *link, cfg Config) *Session {
 		finished: make(chan struct{}),
 		queue:    make(chan controlFrame, 16),
 		torn:     make(chan struct{}),
+		mute:     make(chan struct{}),
 		draining: make(chan struct{}),
 	}
 	for _, d := range []*direction{&s.out, &s.in} {
@@ -185,9 +187,9 @@ func (s *Session) fail(code wire.Code, msg string) {
 func (s *Session) terminate(why *ClosedError, linger time.Duration) {
 	s.once.Do(func() {
 		s.err = why
+		s.meter.sessionEnded(why.Code)
 		close(s.done)
 		s.cancel(why)
-		s.meter.sessionEnded(why.Code)
 		go s.teardown(why, linger)
 	})
 }
