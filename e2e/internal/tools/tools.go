@@ -79,10 +79,11 @@ func Kubernetes(ctx context.Context, root string, logf Logf) (string, error) {
 			continue
 		}
 		began := time.Now()
+		logf("[%d/%d] %s ...", i+1, len(components), c.name)
 		if err := build(ctx, module, c.pkg, filepath.Join(dir, c.name), kubernetesFlags); err != nil {
 			return "", err
 		}
-		logf("[%d/%d] %-24s %4.0f s", i+1, len(components), c.name, time.Since(began).Seconds())
+		logf("[%d/%d] %s built in %.0f s", i+1, len(components), c.name, time.Since(began).Seconds())
 	}
 	logf("built in %s", time.Since(start).Round(time.Second))
 	return dir, nil
