@@ -46,9 +46,12 @@ race: ## Run the unit tests with the race detector
 e2e: deps tools ## Run the end-to-end tests
 	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 30m .
 
-lint: ## gofmt, go vet and staticcheck on all modules
+lint: ## gofmt, go mod tidy, go vet and staticcheck on the product's and the tests' module
 	$(call say,gofmt)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted:"; echo "$$bad"; exit 1; fi
+	$(call say,go mod tidy)
+	go mod tidy -diff
+	cd e2e && go mod tidy -diff
 	$(call say,go vet and staticcheck)
 	go vet ./...
 	go tool staticcheck ./...

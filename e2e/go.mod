@@ -6,4 +6,4 @@ go 1.26.0
 
 replace github.com/mooring-edge/mooring => ../
 
-require golang.org/x/sys v0.49.0 // indirect
+require golang.org/x/sys v0.49.0
