@@ -129,22 +129,26 @@ func TestOpenTimeout(t *testing.T) {
 
 func TestStalledReaderStallsOnlyItself(t *testing.T) {
 	conform(t, Config{}, func(t *testing.T, p *pair) {
-		stalled, far := p.connect(t) // nobody reads far
-		stuck := make(chan error, 1)
-		go func() {
-			for {
-				if _, err := stalled.Write(make([]byte, 64<<10)); err != nil {
-					stuck <- err
-					return
-				}
-			}
-		}()
+		const stalls = 8
+		stuck := make(chan error, stalls)
+		for range stalls {
+			stalled, far := p.connect(t) // nobody reads far
+			go func() {
+				_, err := stalled.Write(make([]byte, 16<<20)) // more than any window
+				stuck <- err
+			}()
+			defer stalled.Close()
+			defer far.Close()
+		}
+		waitFor(t, func() bool { // their windows are full: nothing moves any more
+			before := p.opener.l.heard()
+			time.Sleep(50 * time.Millisecond)
+			return p.opener.l.heard() == before
+		}, "writers to be stuck")
 		defer func() {
-			_ = far.Close()
-			if err := <-stuck; err == nil {
-				t.Error("the writer of the stalled stream was not told that it was closed")
+			if len(stuck) > 0 {
+				t.Errorf("a writer whose reader stalled was done: %v", <-stuck)
 			}
-			_ = stalled.Close()
 		}()
 		p.handle(echo)
 		var wg sync.WaitGroup
@@ -157,7 +161,7 @@ func TestStalledReaderStallsOnlyItself(t *testing.T) {
 				}
 				defer st.Close()
 				_ = st.SetDeadline(time.Now().Add(20 * time.Second))
-				want := bytes.Repeat([]byte{byte(i)}, 100_000)
+				want := bytes.Repeat([]byte{byte(i)}, 20_000)
 				go func() {
 					_, _ = st.Write(want)
 					_ = st.CloseWrite()
