@@ -165,6 +165,9 @@ func (s *Session) rejectLink(c *control, why error) {
 		code, linger = closed.Code, 0
 	}
 	msg := why.Error()
+	if s.l.transport == TransportQUIC {
+		linger = 0 // closing the connection says it all
+	}
 	if c != nil && linger > 0 {
 		bye := wire.AppendGoodbye(nil, wire.Goodbye{Code: code, Message: msg})
 		if !c.ok {

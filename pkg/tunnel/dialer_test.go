@@ -29,6 +29,7 @@ func TestDialerErrors(t *testing.T) {
 }
 
 func TestDialNobodyThere(t *testing.T) {
+	t.Parallel() // it mostly waits
 	ln, pc := listenBoth(t)
 	addr := ln.Addr().String()
 	_ = ln.Close()
@@ -47,6 +48,7 @@ func TestDialNobodyThere(t *testing.T) {
 }
 
 func TestDialTimesOut(t *testing.T) {
+	t.Parallel() // it mostly waits
 	ln, pc := listenBoth(t) // takes everything, says nothing
 	defer ln.Close()
 	defer pc.Close()
@@ -80,6 +82,7 @@ func TestAutoByName(t *testing.T) {
 
 // TestFault01UDPBlocked: the packets vanish, TCP gets through.
 func TestFault01UDPBlocked(t *testing.T) {
+	t.Parallel() // it mostly waits
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg)
 	ln, pc := listenBoth(t)
@@ -114,6 +117,7 @@ func TestFault01UDPBlocked(t *testing.T) {
 
 // TestAutoAfterMuteQUIC: the handshake passes, and nothing after it.
 func TestAutoAfterMuteQUIC(t *testing.T) {
+	t.Parallel() // it mostly waits
 	b := startBroker(t, AcceptorConfig{})
 	e, err := dialer(b.addr, TransportAuto, Config{HandshakeTimeout: 300 * time.Millisecond}).prepare()
 	if err != nil {

@@ -29,6 +29,7 @@ func relayed(t *testing.T, tr Transport, agentCfg, brokerCfg Config) (agent, brk
 }
 
 func TestBlackHole(t *testing.T) {
+	t.Parallel() // it mostly waits
 	eachTransport(t, func(t *testing.T, tr Transport) {
 		agent, brk, r := relayed(t, tr, quick(Config{}), quick(Config{}))
 		waitFor(t, func() bool { return agent.Stats().RTT > 0 && brk.Stats().RTT > 0 }, "a heartbeat")
@@ -43,6 +44,7 @@ func TestBlackHole(t *testing.T) {
 // TestFault02UDPDiesMidSession: with heartbeats far apart, what is sent and not
 // acknowledged must give the dead path away.
 func TestFault02UDPDiesMidSession(t *testing.T) {
+	t.Parallel() // it mostly waits
 	cfg := Config{ProbeTimeout: 300 * time.Millisecond}
 	agent, _, r := relayed(t, TransportQUIC, cfg, Config{Handler: echo})
 	st, err := agent.Open(t.Context(), wire.KindAPI, "")
@@ -59,6 +61,7 @@ func TestFault02UDPDiesMidSession(t *testing.T) {
 }
 
 func TestOpenIntoBlackHoleEndsSession(t *testing.T) {
+	t.Parallel() // it mostly waits
 	eachTransport(t, func(t *testing.T, tr Transport) {
 		cfg := Config{OpenTimeout: 200 * time.Millisecond, ProbeTimeout: 300 * time.Millisecond}
 		_, brk, r := relayed(t, tr, cfg, cfg)
@@ -73,6 +76,7 @@ func TestOpenIntoBlackHoleEndsSession(t *testing.T) {
 // TestRestartedBrokerIsNoticed: a broker that was killed and came back answers
 // with stateless resets what belongs to sessions it does not know.
 func TestRestartedBrokerIsNoticed(t *testing.T) {
+	t.Parallel() // it mostly waits
 	key := [32]byte{1, 2, 3}
 	first := startBroker(t, AcceptorConfig{StatelessResetKey: &key})
 	second := startBroker(t, AcceptorConfig{StatelessResetKey: &key})
@@ -93,6 +97,7 @@ func TestRestartedBrokerIsNoticed(t *testing.T) {
 // TestCloseNeverHangs: nothing gets through any more, buffers are full, writers
 // are stuck; Close of streams and of the session return all the same.
 func TestCloseNeverHangs(t *testing.T) {
+	t.Parallel() // it mostly waits
 	eachTransport(t, func(t *testing.T, tr Transport) {
 		agent, brk, r := relayed(t, tr, Config{Handler: echo}, Config{Handler: echo})
 		var streams []*Stream

@@ -57,23 +57,28 @@ func frame(t wire.FrameType, payload []byte) []byte {
 
 func helloFrame() []byte { return must(wire.AppendHello(nil, wire.Hello{Version: "raw"})) }
 
-// wantRejected reads what the other side says before it hangs up: over QUIC the
+// wantRejected waits for the end of what never was a session: over QUIC the
 // code is the connection's, over TCP an answer's or a goodbye's.
 func wantRejected(t *testing.T, l *link, st muxStream, answer bool, code wire.Code) {
 	t.Helper()
-	if l.transport == TransportQUIC {
+	switch {
+	case l.transport == TransportQUIC:
 		_, err := l.accept(t.Context())
 		wantClosed(t, l.explain(err), code, true)
-		return
-	}
-	r := bufio.NewReader(st)
-	if answer {
-		a, err := wire.ReadAnswer(r)
+	case answer:
+		a, err := wire.ReadAnswer(st)
 		if err != nil || a.Code != code || a.Message == "" {
 			t.Errorf("answer %+v, %v; want code %q and a reason", a, err, code)
 		}
-		return
+	default:
+		wantGoodbye(t, st, code)
 	}
+}
+
+// wantGoodbye reads control frames up to the last.
+func wantGoodbye(t *testing.T, st muxStream, code wire.Code) {
+	t.Helper()
+	r := bufio.NewReader(st)
 	for {
 		f, err := wire.ReadFrame(r, nil)
 		if err != nil {
@@ -157,7 +162,7 @@ func TestBadSessions(t *testing.T) {
 				if tc.stream != nil {
 					rawOpen(t, l, tc.stream)
 				}
-				wantRejected(t, l, st, false, wire.BadRequest)
+				wantGoodbye(t, st, wire.BadRequest)
 				l.close(wire.Shutdown, "", 0)
 				within(t, 5*time.Second, s.Done(), "the session to end")
 				wantClosed(t, s.Err(), wire.BadRequest, false)
@@ -211,6 +216,7 @@ func TestControlStreamIsClosed(t *testing.T) {
 
 // TestStreamWithoutPreamble costs itself and nothing else.
 func TestStreamWithoutPreamble(t *testing.T) {
+	t.Parallel() // it mostly waits
 	eachTransport(t, func(t *testing.T, tr Transport) {
 		b := startBroker(t, AcceptorConfig{Config: Config{HandshakeTimeout: 200 * time.Millisecond}})
 		l := rawLink(t, b.addr, tr)

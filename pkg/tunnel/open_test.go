@@ -108,6 +108,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestOpenTimeout(t *testing.T) {
+	t.Parallel() // it mostly waits
 	conform(t, Config{OpenTimeout: 100 * time.Millisecond}, func(t *testing.T, p *pair) {
 		p.handle(func(ctx context.Context, _ *Session, r *Request) { <-ctx.Done() })
 		_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")

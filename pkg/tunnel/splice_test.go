@@ -120,9 +120,9 @@ func TestSplicedEndToEnd(t *testing.T) {
 			}
 		}
 
-		_, server = connect()
+		_, last := connect()
 		_ = p.opener.Close(wire.Shutdown, "")
-		if _, err := io.Copy(io.Discard, server); err == nil {
+		if _, err := io.Copy(io.Discard, last); err == nil {
 			t.Error("the end of the session was a clean end of its connections")
 		}
 	})
