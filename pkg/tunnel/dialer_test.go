@@ -48,7 +48,7 @@ func TestDialNobodyThere(t *testing.T) {
 }
 
 func TestDialTimesOut(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel()            // it mostly waits
 	ln, pc := listenBoth(t) // takes everything, says nothing
 	defer ln.Close()
 	defer pc.Close()
