@@ -48,6 +48,9 @@ put it on the box as /etc/mooring/join.yaml.`,
 	c.MarkFlagRequired("tenant")
 	c.RegisterFlagCompletionFunc("tenant", completeTenants(client))
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if ttl <= 0 || r.Uses < 1 {
+			return usageError{fmt.Errorf("want --ttl above 0 and --uses of at least 1, got %s and %d", ttl, r.Uses)}
+		}
 		r.TTL = config.Duration{Duration: ttl}
 		for _, t := range taints {
 			taint, err := parseTaint(t)
