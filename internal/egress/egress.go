@@ -111,7 +111,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Connection", "close")
 	id, err := s.identity(r)
 	if err != nil {
-		s.cfg.Logger.Warn("egress request without an API server's identity", "remote", r.RemoteAddr, "err", err)
+		s.cfg.Logger.Warn("egress request refused: its certificate does not speak for a tenant's API server", "tenant", id.Tenant, "remote", r.RemoteAddr, "err", err)
 		http.Error(w, "a client certificate of an API server is needed: see `broker egress issue`", http.StatusForbidden)
 		return
 	}
