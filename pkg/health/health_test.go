@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,12 +17,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// recorder stands for systemd.
-type recorder struct{ states []string }
+// recorder stands for systemd. It has a lock although the tests wait before they look: synctest.Wait orders what
+// came before it, and nothing orders a look before the next state that is told.
+type recorder struct {
+	mu     sync.Mutex
+	states []string
+}
 
-func (r *recorder) notify(s string) error { r.states = append(r.states, s); return nil }
+func (r *recorder) notify(s string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.states = append(r.states, s)
+	return nil
+}
 
 func (r *recorder) count(state string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	n := 0
 	for _, s := range r.states {
 		if s == state {
