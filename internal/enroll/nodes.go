@@ -20,16 +20,30 @@ type NodeRecord struct {
 	Tenant string `json:"tenant"`
 	Name   string `json:"name"`
 	// SPKI is the hash of the node's key (pki.SPKIHash).
-	SPKI                string            `json:"spki"`
-	TokenID             string            `json:"tokenID"`
-	EnrolledAt          time.Time         `json:"enrolledAt"`
-	CertificateNotAfter time.Time         `json:"certificateNotAfter"`
-	Labels              map[string]string `json:"labels,omitempty"`
-	Taints              []enrollapi.Taint `json:"taints,omitempty"`
+	SPKI                string    `json:"spki"`
+	TokenID             string    `json:"tokenID"`
+	EnrolledAt          time.Time `json:"enrolledAt"`
+	CertificateNotAfter time.Time `json:"certificateNotAfter"`
+	// CertificateIssuer is the hash of the key of the CA that issued it; empty in records of older brokers.
+	CertificateIssuer string `json:"certificateIssuer,omitempty"`
+	// Serial is the box's serial number as it stated it when it enrolled; may be empty.
+	Serial string `json:"serial,omitempty"`
+	// RevokedAt is when an operator revoked the node; nil: it is not. The record stays, so the name does not
+	// come free with it.
+	RevokedAt *time.Time `json:"revokedAt,omitempty"`
+	// RevokedReason is what the operator said.
+	RevokedReason string `json:"revokedReason,omitempty"`
+	// ReplaceUntil is until when one new box may take the name, once; nil: none may.
+	ReplaceUntil *time.Time        `json:"replaceUntil,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Taints       []enrollapi.Taint `json:"taints,omitempty"`
 }
 
 // ErrNotAuthorized says that an identity is no node's, or no longer.
 var ErrNotAuthorized = errors.New("not an enrolled node")
+
+// ErrRevoked says that an operator revoked the node, or its key. It is ErrNotAuthorized too.
+var ErrRevoked = fmt.Errorf("%w: revoked by an operator", ErrNotAuthorized)
 
 // Nodes are the node records in the store. Safe for concurrent use.
 type Nodes struct {
@@ -95,7 +109,7 @@ func (n *Nodes) Remove(ctx context.Context, tenant, node string) error {
 }
 
 // Authorize tells whether a verified certificate is that of an enrolled node: the record exists, and holds this
-// key. Otherwise ErrNotAuthorized, saying why, for the log.
+// key, and is not revoked (ErrRevoked). Otherwise ErrNotAuthorized, saying why, for the log.
 func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certificate) error {
 	if id.Role != pki.RoleNode {
 		return fmt.Errorf("%w: %s is not a node's identity", ErrNotAuthorized, id)
@@ -109,6 +123,9 @@ func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certi
 	}
 	if spki := pki.SPKIHash(cert.PublicKey); spki == "" || spki != rec.SPKI {
 		return fmt.Errorf("%w: node %s/%s is enrolled with another key", ErrNotAuthorized, id.Tenant, id.Name)
+	}
+	if rec.RevokedAt != nil {
+		return fmt.Errorf("node %s/%s: %w", id.Tenant, id.Name, ErrRevoked)
 	}
 	return nil
 }

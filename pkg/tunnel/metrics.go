@@ -147,7 +147,7 @@ func kindLabel(k wire.Kind) string {
 }
 
 func codeLabel(c wire.Code) string {
-	if c > wire.Shutdown {
+	if c > wire.Quarantined {
 		return "other"
 	}
 	return c.String()

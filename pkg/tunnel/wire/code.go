@@ -23,6 +23,7 @@ const (
 	Revoked       Code = 12 // the node's identity is no longer accepted
 	HeartbeatLost Code = 13 // the other side was silent for too long
 	Shutdown      Code = 14 // the process is stopping
+	Quarantined   Code = 15 // two boxes use this identity; an operator must say which one keeps it
 )
 
 // codes holds what is known of each code: its text and the HTTP status that a
@@ -46,6 +47,7 @@ var codes = [...]struct {
 	Revoked:       {"identity revoked", 403},
 	HeartbeatLost: {"heartbeat lost", 504},
 	Shutdown:      {"shutting down", 503},
+	Quarantined:   {"identity used by two boxes", 403},
 }
 
 // String returns the code as a person reads it.

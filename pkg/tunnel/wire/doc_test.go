@@ -25,12 +25,14 @@ func TestDocAgrees(t *testing.T) {
 		fmt.Sprintf("| `addresses` | at most %d IP addresses", MaxAddresses),
 		fmt.Sprintf("| `node` | the node's name, at most %d bytes |", maxNameLen),
 		fmt.Sprintf("at most %d bytes |\n| `features`", maxVersionLen),
+		fmt.Sprintf("| `instance` | %d digits of lower case hex", InstanceLen),
+		fmt.Sprintf("| `ancestors` | at most %d earlier instances", MaxAncestors),
 		fmt.Sprintf("%d = *send*", ResetSend), fmt.Sprintf("%d = *stop*", ResetStop),
 	}
 	for _, k := range []Kind{KindControl, KindDial, KindAPI} {
 		want = append(want, fmt.Sprintf("| %d | %s |", byte(k), k))
 	}
-	for c := OK; c <= Shutdown; c++ {
+	for c := OK; c <= Quarantined; c++ {
 		want = append(want, fmt.Sprintf("| %d | %s | %d |", byte(c), c, c.HTTPStatus()))
 	}
 	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye"} {

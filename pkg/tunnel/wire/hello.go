@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Bounds of a hello.
 const (
 	MaxFeatures     = 64
 	MaxAddresses    = 64
+	MaxAncestors    = 8
+	InstanceLen     = 16
 	maxNameLen      = 253
 	maxVersionLen   = 128
 	maxFeatureLen   = 64
@@ -30,6 +33,15 @@ type Hello struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Generation rises with each session of one identity: two that count apart are two boxes.
 	Generation uint64 `json:"generation,omitempty"`
+	// Instance names the life of the box that this session begins: new and random for each session that
+	// was accepted, InstanceLen digits of lower case hex, on the node's disk before it is sent. It is used
+	// again until a session with it was accepted. Empty: the sender keeps no lineage.
+	Instance string `json:"instance,omitempty"`
+	// Ancestors are the instances before, newest first, at most MaxAncestors, as the node's disk has them.
+	// Two boxes whose lines part are two boxes with one disk's past: a clone.
+	Ancestors []string `json:"ancestors,omitempty"`
+	// Volatile says that Instance could not be put on disk: the line may not go on from it.
+	Volatile bool `json:"volatile,omitempty"`
 	// KubeletPort is where the node's kubelet listens; 0 = not said.
 	KubeletPort uint16 `json:"kubeletPort,omitempty"`
 }
@@ -46,6 +58,9 @@ func (h Hello) Validate() error {
 	case len(h.Addresses) > MaxAddresses:
 		return fmt.Errorf("hello: %d addresses, at most %d", len(h.Addresses), MaxAddresses)
 	}
+	if err := h.validateLineage(); err != nil {
+		return err
+	}
 	for _, f := range h.Features {
 		if f == "" || len(f) > maxFeatureLen {
 			return fmt.Errorf("hello: feature %.80q: 1 to %d bytes", f, maxFeatureLen)
@@ -57,6 +72,39 @@ func (h Hello) Validate() error {
 		}
 	}
 	return nil
+}
+
+// validateLineage checks Instance and Ancestors. None may come twice: a line does not cross itself.
+func (h Hello) validateLineage() error {
+	switch {
+	case h.Instance != "" && !validInstance(h.Instance):
+		return fmt.Errorf("hello: instance %.80q: want %d digits of lower case hex", h.Instance, InstanceLen)
+	case h.Instance == "" && len(h.Ancestors) > 0:
+		return fmt.Errorf("hello: %d ancestors of no instance", len(h.Ancestors))
+	case len(h.Ancestors) > MaxAncestors:
+		return fmt.Errorf("hello: %d ancestors, at most %d", len(h.Ancestors), MaxAncestors)
+	}
+	for i, a := range h.Ancestors {
+		if !validInstance(a) {
+			return fmt.Errorf("hello: ancestor %.80q: want %d digits of lower case hex", a, InstanceLen)
+		}
+		if a == h.Instance || slices.Contains(h.Ancestors[:i], a) {
+			return fmt.Errorf("hello: instance %s comes twice", a)
+		}
+	}
+	return nil
+}
+
+func validInstance(s string) bool {
+	if len(s) != InstanceLen {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // AppendHello appends a whole frame.

@@ -16,7 +16,7 @@ import (
 
 func TestCodes(t *testing.T) {
 	seen := make(map[string]bool)
-	for c := OK; c <= Shutdown; c++ {
+	for c := OK; c <= Quarantined; c++ {
 		s := c.String()
 		if s == "" || strings.HasPrefix(s, "code ") || seen[s] {
 			t.Errorf("code %d reads %q", c, s)
@@ -205,12 +205,22 @@ func TestControlMessages(t *testing.T) {
 	}
 }
 
+// lineage makes n different instances.
+func lineage(n int) []string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf("%016x", i+1))
+	}
+	return all
+}
+
 func errOf[T any](_ T, err error) error { return err }
 
 func TestHello(t *testing.T) {
 	h := Hello{
 		Version: "v1.2.3", Features: []string{"drain"}, Node: "edge-1", Generation: 1 << 60, KubeletPort: 10250,
 		Addresses: []netip.Addr{netip.MustParseAddr("192.168.1.10"), netip.MustParseAddr("2001:db8::1")},
+		Instance:  "00112233445566ff", Ancestors: []string{"aaaaaaaaaaaaaaaa", "0000000000000001"}, Volatile: true,
 	}
 	b, err := AppendHello(nil, h)
 	if err != nil {
@@ -236,11 +246,24 @@ func TestHello(t *testing.T) {
 		"a long version":     `{"version":"` + strings.Repeat("n", 129) + `"}`,
 		"a port":             `{"kubeletPort":65536}`,
 		"a negative count":   `{"generation":-1}`,
+		"a short instance":   `{"instance":"0011"}`,
+		"no hex":             `{"instance":"0123456789abcdeF"}`,
+		"orphans":            `{"ancestors":["0123456789abcdef"]}`,
+		"an odd ancestor":    `{"instance":"0123456789abcdef","ancestors":["x"]}`,
+		"its own ancestor":   `{"instance":"0123456789abcdef","ancestors":["0123456789abcdef"]}`,
+		"an ancestor twice":  `{"instance":"0123456789abcdef","ancestors":["0123456789abcde0","0123456789abcde0"]}`,
+		"too many ancestors": `{"instance":"0123456789abcdef","ancestors":["` + strings.Join(lineage(MaxAncestors+1), `","`) + `"]}`,
 		"all too long":       `{"x":"` + strings.Repeat("n", maxHelloPayload) + `"}`,
 	} {
 		if _, err := ParseHello([]byte(s)); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v, want malformed", what, err)
 		}
+	}
+	most := Hello{Instance: "0123456789abcdef", Ancestors: lineage(MaxAncestors)}
+	if b, err = AppendHello(nil, most); err != nil {
+		t.Errorf("the longest lineage: %v", err)
+	} else if got, err := ParseHello(payload(t, b)); err != nil || !reflect.DeepEqual(got, most) {
+		t.Errorf("%+v came back as %+v, %v", most, got, err)
 	}
 	if _, err := AppendHello(nil, Hello{Features: []string{""}}); err == nil {
 		t.Error("a hello out of bounds was encoded")
@@ -331,12 +354,14 @@ func parseAny(t *testing.T, fr Frame) {
 
 func FuzzParseHello(f *testing.F) {
 	f.Add([]byte(`{"version":"v1","node":"edge-1","addresses":["10.0.0.1"],"features":["a"],"generation":3,"kubeletPort":10250}`))
+	f.Add([]byte(`{"instance":"0123456789abcdef","ancestors":["0123456789abcde0","0123456789abcde1"],"volatile":true}`))
+	f.Add([]byte(`{"ancestors":["0123456789abcde0"]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := ParseHello(b)
 		if err != nil {
 			return
 		}
-		if len(h.Addresses) > MaxAddresses || len(h.Features) > MaxFeatures {
+		if len(h.Addresses) > MaxAddresses || len(h.Features) > MaxFeatures || len(h.Ancestors) > MaxAncestors || len(h.Instance) > InstanceLen {
 			t.Fatalf("out of bounds: %+v", h)
 		}
 		enc, err := AppendHello(nil, h)
