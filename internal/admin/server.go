@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/switchboard"
@@ -19,7 +20,7 @@ import (
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
-// Broker is what the server shows and changes. All exported fields are needed.
+// Broker is what the server shows and changes. All exported fields but Audit are needed.
 type Broker struct {
 	Tenants *tenant.Registry
 	Tokens  *enroll.Tokens
@@ -33,6 +34,8 @@ type Broker struct {
 	PublicEndpoint, EgressEndpoint string
 	Started                        time.Time
 	Logger                         *slog.Logger
+	// Audit takes a line for each change; nil drops them.
+	Audit *audit.Log
 
 	tenantChange sync.Mutex // held while a tenant is added or removed
 }
@@ -127,6 +130,10 @@ func (b *Broker) issueEgress(r *http.Request) (any, error) {
 		return nil, err
 	}
 	b.Logger.Info("egress certificate issued", "tenant", req.Tenant, "notAfter", now.Add(req.TTL.Duration))
+	b.Audit.Record(audit.Event{
+		Event: "issue", Outcome: audit.OK, Actor: Actor(r.Context()), Tenant: req.Tenant,
+		Detail: map[string]string{"what": "egress certificate", "notAfter": now.Add(req.TTL.Duration).UTC().Format(time.RFC3339)},
+	})
 	return EgressResponse{
 		Certificate: string(cert), Key: string(key), CA: string(b.CA.CertPEM()),
 		Endpoint: b.EgressEndpoint, NotAfter: now.Add(req.TTL.Duration),

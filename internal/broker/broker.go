@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,7 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mooring-edge/mooring/internal/admin"
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/durable"
 	"github.com/mooring-edge/mooring/internal/egress"
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
@@ -47,6 +51,13 @@ func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
 	b.health = health.New(health.Config{Ready: []string{condStore, condFront, condEgress}, Logger: log})
 	b.metrics.MustRegister(b.health.Collector())
 
+	auditLog, err := openAudit(cfg, log, b.metrics)
+	if err != nil {
+		return err
+	}
+	defer auditLog.Close()
+	b.audit = auditLog
+
 	st, err := store.Open(ctx, store.Config{Dir: cfg.DataDir, Logger: log})
 	if err != nil {
 		return err
@@ -68,6 +79,7 @@ type broker struct {
 	started time.Time
 	metrics *prometheus.Registry
 	health  *health.Tracker
+	audit   *audit.Log
 
 	ca       *pki.CA
 	cert     *serverCert
@@ -194,7 +206,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	})
 	eg := egress.New(egress.Config{
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
-		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log,
+		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
 	})
 	approver := enroll.NewApprover(enroll.ApproverConfig{Nodes: b.nodes, Attester: b.board, Logger: b.log, Metrics: enrolMetrics})
 	manager := enroll.NewManager(b.tenants, approver.Run, b.log)
@@ -202,20 +214,37 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		Tenants: b.tenants, Tokens: b.tokens, Nodes: b.nodes, Board: b.board, CA: b.ca, Health: b.health,
 		Purge:          func(ctx context.Context, tenant string) error { return enroll.Purge(ctx, st, tenant, b.log) },
 		PublicEndpoint: b.cfg.Front.PublicEndpoint, EgressEndpoint: b.cfg.Egress.PublicEndpoint,
-		Started: b.started, Logger: b.log,
+		Started: b.started, Logger: b.log, Audit: b.audit,
 	}
+	adminSrv := httpServer(ctx, adm.Handler(), b.log)
+	adminSrv.ConnContext = admin.ConnContext
 
 	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
 	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
 	g.Go(func() error { return eg.Serve(ctx, ln.egress) })
 	g.Go(func() error { return manager.Run(ctx) })
-	g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, adm.Handler(), b.log), ln.admin) })
+	g.Go(func() error { return serveHTTP(ctx, adminSrv, ln.admin) })
 	if ln.health != nil {
 		g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, b.health.Handler(b.metrics), b.log), ln.health) })
 	}
 	b.health.Set(condFront, health.True, "Listening", "edge nodes are served on "+ln.tcp.Addr().String()+" (TCP and UDP)")
 	b.health.Set(condEgress, health.True, "Listening", "API servers are served on "+ln.egress.Addr().String())
+}
+
+// openAudit opens the audit log that the configuration names.
+func openAudit(cfg *config.Broker, log *slog.Logger, reg prometheus.Registerer) (*audit.Log, error) {
+	switch cfg.Audit.Path {
+	case "-":
+		return audit.New(os.Stdout, log, reg), nil
+	case "":
+		// The store makes the data directory too, but later.
+		if err := durable.MkdirAll(cfg.DataDir, 0o700); err != nil {
+			return nil, err
+		}
+		return audit.Open(filepath.Join(cfg.DataDir, "audit.log"), log, reg)
+	}
+	return audit.Open(cfg.Audit.Path, log, reg)
 }
 
 // watchStore is the broker's heart: it goes round as long as the store answers, and the watchdog

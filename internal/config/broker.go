@@ -21,6 +21,7 @@ type Broker struct {
 	Tunnel        BrokerTunnel   `json:"tunnel"`
 	Identity      BrokerIdentity `json:"identity"`
 	Kubelet       BrokerKubelet  `json:"kubelet"`
+	Audit         BrokerAudit    `json:"audit"`
 	Log           Log            `json:"log"`
 }
 
@@ -65,6 +66,13 @@ type BrokerIdentity struct {
 type BrokerKubelet struct {
 	// Config is laid over the tenant's kubelet-config ConfigMap.
 	Config map[string]any `json:"config"`
+}
+
+// BrokerAudit says where the audit log goes.
+type BrokerAudit struct {
+	// Path of the file that gets one line of JSON for each event; - = standard output. Default: audit.log in
+	// dataDir. It may be rotated by renaming at any time.
+	Path string `json:"path"`
 }
 
 // DefaultBroker returns the configuration of an empty file; it lacks front.publicEndpoint.
@@ -130,5 +138,8 @@ func (c *Broker) validate(p *problems) {
 	p.check("tunnel.maxStreams", intBetween(c.Tunnel.MaxStreams, 1, 100_000))
 	p.check("tunnel.maxPending", intBetween(c.Tunnel.MaxPending, 1, 100_000))
 	p.check("identity.nodeCertificateTTL", between(c.Identity.NodeCertificateTTL, 10*time.Minute, 397*24*time.Hour))
+	if c.Audit.Path != "" && c.Audit.Path != "-" {
+		p.check("audit.path", absolute(c.Audit.Path))
+	}
 	validateLog(p, c.Log)
 }

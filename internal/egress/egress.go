@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -46,12 +47,15 @@ type Config struct {
 	// Registerer takes the metrics; nil leaves them out.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
+	// Audit takes a line for each refused dial, within bounds; nil drops them.
+	Audit *audit.Log
 }
 
 // Server answers CONNECT requests. Safe for concurrent use.
 type Server struct {
-	cfg   Config
-	dials *prometheus.HistogramVec
+	cfg      Config
+	dials    *prometheus.HistogramVec
+	refusals refusals
 }
 
 // New makes a Server; it starts nothing.
@@ -62,7 +66,7 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, dials: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	s := &Server{cfg: cfg, refusals: refusals{log: cfg.Audit}, dials: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "mooring_egress_dial_seconds",
 		Help:    "Time from an API server's CONNECT request to its answer, by tenant and outcome.",
 		Buckets: []float64{.005, .02, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
@@ -112,6 +116,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id, err := s.identity(r)
 	if err != nil {
 		s.cfg.Logger.Warn("egress request refused: its certificate does not speak for a tenant's API server", "tenant", id.Tenant, "remote", r.RemoteAddr, "err", err)
+		s.refusals.record(id, r.RemoteAddr, r.Host, wire.Denied, err)
 		http.Error(w, "a client certificate of an API server is needed: see `broker egress issue`", http.StatusForbidden)
 		return
 	}
@@ -128,6 +133,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	log := s.cfg.Logger.With("tenant", id.Tenant, "target", r.Host)
 	if err != nil {
 		log.Info("egress dial refused", "code", code.String(), "took", took, "err", err)
+		s.refusals.record(id, r.RemoteAddr, r.Host, code, err)
 		refuse(w, code, err)
 		return
 	}

@@ -40,6 +40,7 @@ var layer = map[string]int{
 	"internal/splice":      10,
 	"pkg/health":           10,
 	"internal/version":     10,
+	"internal/audit":       10,
 	"internal/layers":      0,
 }
 
