@@ -45,8 +45,22 @@ type running struct{}
 type server struct{ cmd *exec.Cmd }
 
 // startBroker runs `broker serve` with the script's broker.yaml on free ports, and returns when it
-// says that it serves.
+// says that it serves. A port that was free may be another program's a moment later: then others are tried.
 func startBroker(ts *testscript.TestScript, _ bool, _ []string) {
+	var seen []string
+	for range 10 {
+		if seen = serveOnce(ts); seen == nil {
+			return
+		}
+		if !strings.Contains(seen[len(seen)-1], "address already in use") {
+			break
+		}
+	}
+	ts.Fatalf("the broker ended before it served:\n%s", strings.Join(seen, "\n"))
+}
+
+// serveOnce is one try; it returns what the broker said if it ended, nil if it serves.
+func serveOnce(ts *testscript.TestScript) []string {
 	dir := ts.Getenv("WORK")
 	cfg := ts.ReadFile("broker.yaml")
 	for _, name := range []string{"FRONT", "EGRESS"} {
@@ -64,15 +78,16 @@ func startBroker(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Defer(func() { srv.kill() })
 
 	lines := bufio.NewScanner(stderr)
-	var seen []string
+	seen := []string{"(nothing)"}
 	for lines.Scan() {
 		seen = append(seen, lines.Text())
 		if strings.Contains(lines.Text(), "condition=Egress status=True") {
 			go io.Copy(io.Discard, stderr) // ends with the process
-			return
+			return nil
 		}
 	}
-	ts.Fatalf("the broker ended before it served:\n%s", strings.Join(seen, "\n"))
+	srv.kill()
+	return seen
 }
 
 func freePort(ts *testscript.TestScript) string {

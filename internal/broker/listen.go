@@ -39,11 +39,7 @@ func (b *broker) listen() (_ *listeners, err error) {
 		}
 	}()
 	cfg := b.cfg
-	if ln.tcp, err = net.Listen("tcp", cfg.Front.Listen); err != nil {
-		return nil, fmt.Errorf("front.listen: %w", err)
-	}
-	// The same port on UDP, also when the configuration leaves its choice to the system.
-	if ln.udp, err = net.ListenPacket("udp", ln.tcp.Addr().String()); err != nil {
+	if ln.tcp, ln.udp, err = listenBoth(cfg.Front.Listen); err != nil {
 		return nil, fmt.Errorf("front.listen: %w", err)
 	}
 	if ln.egress, err = net.Listen("tcp", cfg.Egress.Listen); err != nil {
@@ -58,6 +54,29 @@ func (b *broker) listen() (_ *listeners, err error) {
 		}
 	}
 	return ln, nil
+}
+
+// listenBoth takes one port for TCP and UDP. Where the choice is left to the system (port 0), that chooses for TCP
+// alone, and another program may have the port for UDP: then it is asked again.
+func listenBoth(addr string) (net.Listener, net.PacketConn, error) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	for tries := 1; ; tries++ {
+		tcp, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, nil, err
+		}
+		udp, err := net.ListenPacket("udp", tcp.Addr().String())
+		if err == nil {
+			return tcp, udp, nil
+		}
+		tcp.Close()
+		if port != "0" || tries == 20 {
+			return nil, nil, err
+		}
+	}
 }
 
 func (ln *listeners) close() {
