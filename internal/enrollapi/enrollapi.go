@@ -20,6 +20,9 @@ const (
 	// PathJoin gives an enrolled node what its kubelet needs, with a freshly minted bootstrap token.
 	// Needs the node's client certificate. May be asked again at any time.
 	PathJoin = "/v1/join"
+	// PathRenew gives an enrolled node a new certificate for the key that it is pinned to. Needs the node's client
+	// certificate, which may have run out or be of a CA that is no longer trusted: the key is what counts.
+	PathRenew = "/v1/renew"
 )
 
 const (
@@ -27,18 +30,32 @@ const (
 	MaxBody = 64 << 10
 	// MaxAnswer limits an answer's body, in bytes.
 	MaxAnswer = 1 << 20
+	// MaxSerial limits EnrolRequest.Serial, in bytes; a node sends a longer one as empty.
+	MaxSerial = 128
 )
 
 // EnrolRequest is the body of a POST to PathEnrol.
 type EnrolRequest struct {
 	// Token is the enrolment token, "id.secret".
 	Token string `json:"token"`
-	// Tenant is the tenant that the box was told it belongs to; it must be the token's.
+	// Tenant is the tenant that the box was told it belongs to; it must be the token's. Empty with a token of no
+	// tenant: a claim or an operator says where the box belongs then.
 	Tenant string `json:"tenant"`
 	// CSR is a PEM certificate request. Only its public key is used: the name is the token's to give.
 	CSR string `json:"csr"`
 	// Hostname names the node where the token does not fix a name.
 	Hostname string `json:"hostname"`
+	// Serial is the box's serial number as its firmware (SMBIOS, device tree) gives it, at most MaxSerial bytes; empty
+	// if it has none. It is the box's word: it finds a claim, and proves nothing.
+	Serial string `json:"serial,omitempty"`
+	// Version of the agent, for the operator's eyes.
+	Version string `json:"version,omitempty"`
+}
+
+// RenewRequest is the body of a POST to PathRenew. The answer is an EnrolResponse.
+type RenewRequest struct {
+	// CSR is a PEM certificate request, of the key in the client certificate.
+	CSR string `json:"csr"`
 	// Version of the agent, for the operator's eyes.
 	Version string `json:"version,omitempty"`
 }
@@ -53,6 +70,8 @@ type EnrolResponse struct {
 	Certificate string `json:"certificate"`
 	// CABundle holds the broker's CA certificates, PEM.
 	CABundle string `json:"caBundle"`
+	// Time is the broker's clock when it answered: a box with no clock of its own starts from it.
+	Time time.Time `json:"time,omitzero"`
 }
 
 // JoinRequest is the body of a POST to PathJoin.
@@ -89,6 +108,9 @@ const (
 	// CodeRefused covers every reason for which a token or identity is not taken: the box is not told
 	// which, so that it can't be used to find out what exists. The broker's log says which.
 	CodeRefused ErrorCode = "refused"
+	// CodePending means that the box was noted and an operator has to decide on it. The node asks again about each
+	// Error.RetryAfter seconds, with the same key; Error.Message holds that key's fingerprint.
+	CodePending ErrorCode = "pending"
 	// CodeNameTaken means that another key already holds the node's name.
 	CodeNameTaken ErrorCode = "nameTaken"
 	// CodeBadRequest means that the request itself is malformed; trying again won't help.
@@ -101,7 +123,8 @@ const (
 	CodeInternal ErrorCode = "internal"
 )
 
-// Retryable tells whether the same request may go through later with nobody doing anything.
+// Retryable tells whether the same request may go through later with nobody doing anything. CodePending is not: it
+// waits for a person.
 func (c ErrorCode) Retryable() bool {
 	switch c {
 	case CodeUnavailable, CodeOverloaded, CodeInternal:
@@ -114,6 +137,8 @@ func (c ErrorCode) Retryable() bool {
 type Error struct {
 	Code    ErrorCode `json:"code"`
 	Message string    `json:"message"`
+	// RetryAfter is how long to wait before the next try, in seconds; 0 = the node's own choice.
+	RetryAfter int `json:"retryAfter,omitempty"`
 }
 
 // Error gives the message, which says what to do.
@@ -122,6 +147,8 @@ func (e *Error) Error() string { return e.Message }
 // HTTPStatus is the one mapping of codes to statuses.
 func (c ErrorCode) HTTPStatus() int {
 	switch c {
+	case CodePending:
+		return 202
 	case CodeRefused:
 		return 403
 	case CodeNameTaken:
