@@ -82,5 +82,13 @@ type replayConn struct {
 
 func (c *replayConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
+// CloseWrite lets a route say its last word and still read. errors.ErrUnsupported: not on such a connection.
+func (c *replayConn) CloseWrite() error {
+	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // NetConn lets a route reach the socket below, to tune it.
 func (c *replayConn) NetConn() net.Conn { return c.Conn }

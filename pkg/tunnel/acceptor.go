@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -171,6 +172,7 @@ func (a *Acceptor) handshake(ctx context.Context, c net.Conn) (*link, error) {
 	cc := &corkConn{Conn: c}
 	tc := tls.Server(cc, a.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
+		lingeringClose(ctx, c)
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	if p := tc.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
@@ -178,6 +180,21 @@ func (a *Acceptor) handshake(ctx context.Context, c net.Conn) (*link, error) {
 	}
 	return newYamuxLink(tc, cc, false, a.cfg)
 }
+
+// lingeringClose lets the other side read the alert that says why the handshake failed: a client of TLS
+// 1.3 has sent more by then, and closing with that unread would have the kernel take the alert back.
+func lingeringClose(ctx context.Context, c net.Conn) {
+	h, ok := c.(interface{ CloseWrite() error })
+	if !ok || ctx.Err() != nil || h.CloseWrite() != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(aLongTimeAgo) })()
+	_ = c.SetReadDeadline(time.Now().Add(lingerTime))
+	_, _ = io.CopyN(io.Discard, c, maxLinger)
+}
+
+// maxLinger is how many bytes of a client that was turned away are read, and dropped.
+const maxLinger = 256 << 10
 
 // serve has a link say hello, and stays until its session has ended.
 func (a *Acceptor) serve(ctx context.Context, l *link) {

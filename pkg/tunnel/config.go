@@ -32,6 +32,13 @@ type Config struct {
 	// Handler answers the other side's opens. nil: each is refused with wire.Denied.
 	Handler Handler
 
+	// OnBundle is called with each CA bundle that the other side sends, OnStatus with
+	// each status: in their order, by the one goroutine that reads the control
+	// stream, so they must not block; the first may come before Dial has returned.
+	// nil: what arrives is checked and dropped.
+	OnBundle func(*Session, wire.Bundle)
+	OnStatus func(*Session, wire.Status)
+
 	// HeartbeatInterval is the time between two pings of the dialling side. Default 25 s.
 	HeartbeatInterval time.Duration
 	// HeartbeatTimeout is the silence after which a session is given up. Default 60 s.
@@ -86,6 +93,12 @@ func (c Config) populate() Config {
 		c.Handler = func(_ context.Context, _ *Session, r *Request) {
 			_ = r.Refuse(wire.Denied, "this side accepts no streams")
 		}
+	}
+	if c.OnBundle == nil {
+		c.OnBundle = func(*Session, wire.Bundle) {}
+	}
+	if c.OnStatus == nil {
+		c.OnStatus = func(*Session, wire.Status) {}
 	}
 	setDefault(&c.HeartbeatInterval, defaultHeartbeatInterval)
 	setDefault(&c.HeartbeatTimeout, defaultHeartbeatTimeout)

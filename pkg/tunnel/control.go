@@ -318,6 +318,18 @@ func (s *Session) obey(f wire.Frame) error {
 			return err
 		}
 		return &ClosedError{Code: g.Code, Message: g.Message, Remote: true}
+	case wire.FrameBundle:
+		b, err := wire.ParseBundle(f.Payload)
+		if err != nil {
+			return err
+		}
+		s.cfg.OnBundle(s, b)
+	case wire.FrameStatus:
+		st, err := wire.ParseStatus(f.Payload)
+		if err != nil {
+			return err
+		}
+		s.cfg.OnStatus(s, st)
 	case wire.FrameHello:
 		return fmt.Errorf("%w: a second hello", wire.ErrMalformed)
 	}

@@ -1,13 +1,16 @@
 package tunnel
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+	"github.com/quic-go/quic-go"
 )
 
 // RefusedError says that an open was refused, by the other side or by a limit of this one.
@@ -106,4 +109,36 @@ func (timeoutError) Unwrap() error   { return os.ErrDeadlineExceeded }
 func isTimeout(err error) bool {
 	var ne net.Error
 	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// refusals are the TLS alerts by which a server turns away the certificate of its client: bad,
+// unsupported, revoked, expired, unknown, unknown CA, access denied, required.
+var refusals = []tls.AlertError{42, 43, 44, 45, 46, 48, 49, 116}
+
+// CertificateRefused tells whether err, of Dial or of a session, says that the
+// broker refused this side's certificate in the TLS handshake, over QUIC or TCP.
+// With TLS 1.3 a client learns of that only after its own handshake is complete,
+// so it can be the end of a session as well as the error of a dial.
+func CertificateRefused(err error) bool {
+	switch e := err.(type) {
+	case nil:
+		return false
+	case *quic.TransportError:
+		code := uint64(e.ErrorCode)
+		return e.Remote && code>>8 == 1 && slices.Contains(refusals, tls.AlertError(code)) // RFC 9001, section 4.8
+	case *net.OpError:
+		// crypto/tls keeps its type of alerts to itself, but for their text.
+		if e.Op == "remote error" && e.Err != nil {
+			return slices.ContainsFunc(refusals, func(a tls.AlertError) bool { return a.Error() == e.Err.Error() })
+		}
+	}
+	// By hand and not by errors.As, which stops at the first of a type: of two
+	// transports that were tried either may have been turned away.
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		return CertificateRefused(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), CertificateRefused)
+	}
+	return false
 }

@@ -145,6 +145,8 @@ func TestBadSessions(t *testing.T) {
 		"a ping that is none":        {control: frame(wire.FramePing, []byte("short"))},
 		"a reset that is none":       {control: frame(wire.FrameReset, nil)},
 		"a drain that is none":       {control: frame(wire.FrameDrain, nil)},
+		"a bundle that is none":      {control: frame(wire.FrameBundle, []byte(`{}`))},
+		"a status that is none":      {control: frame(wire.FrameStatus, []byte(`[]`))},
 		"a goodbye that is none":     {control: frame(wire.FrameGoodbye, nil)},
 		"a pong with an absurd time": {control: frame(wire.FramePong, bytes.Repeat([]byte{0xff}, 16))},
 	} {

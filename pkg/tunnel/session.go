@@ -152,7 +152,30 @@ func (s *Session) Close(code wire.Code, msg string) error {
 // after a delay of its choice up to delay. Open streams go on.
 func (s *Session) Drain(delay time.Duration) error {
 	s.drain(delay)
-	if err := s.send(wire.AppendDrain(nil, wire.Drain{Delay: delay}), s.done); err != nil {
+	return s.sendFrame(wire.AppendDrain(nil, wire.Drain{Delay: delay}))
+}
+
+// SendBundle tells an agent which CAs vouch for brokers from now on. It returns
+// once the bundle is written, which is not yet read; the answer is a status.
+func (s *Session) SendBundle(b wire.Bundle) error {
+	f, err := wire.AppendBundle(nil, b)
+	if err != nil {
+		return err
+	}
+	return s.sendFrame(f)
+}
+
+// SendStatus tells a broker what the agent trusts and holds. It returns once the status is written.
+func (s *Session) SendStatus(st wire.Status) error {
+	f, err := wire.AppendStatus(nil, st)
+	if err != nil {
+		return err
+	}
+	return s.sendFrame(f)
+}
+
+func (s *Session) sendFrame(f []byte) error {
+	if err := s.send(f, s.done); err != nil {
 		return s.streamErr(err)
 	}
 	return nil

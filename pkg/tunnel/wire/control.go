@@ -21,6 +21,8 @@ const (
 	FrameReset   FrameType = 4
 	FrameDrain   FrameType = 5
 	FrameGoodbye FrameType = 6
+	FrameBundle  FrameType = 7
+	FrameStatus  FrameType = 8
 )
 
 // Frame is one control frame: type (1 byte), payload length (uvarint), payload.

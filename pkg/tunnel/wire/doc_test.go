@@ -20,6 +20,9 @@ func TestDocAgrees(t *testing.T) {
 		fmt.Sprintf("length of the target, big endian, at most %d |", MaxTarget),
 		fmt.Sprintf("length of the message, big endian, at most %d |", MaxMessage),
 		fmt.Sprintf("unsigned varint (LEB128), at most %d |", MaxFrame),
+		fmt.Sprintf("**bundle**, at most %d KiB", MaxFrame>>10),
+		fmt.Sprintf("**status**, at most %d KiB", maxStatusPayload>>10),
+		fmt.Sprintf("| `trusts` | at most %d hashes", MaxTrusts),
 		fmt.Sprintf("**hello**, at most %d KiB", maxHelloPayload>>10),
 		fmt.Sprintf("| `features` | at most %d names of 1 to %d bytes |", MaxFeatures, maxFeatureLen),
 		fmt.Sprintf("| `addresses` | at most %d IP addresses", MaxAddresses),
@@ -35,7 +38,7 @@ func TestDocAgrees(t *testing.T) {
 	for c := OK; c <= Quarantined; c++ {
 		want = append(want, fmt.Sprintf("| %d | %s | %d |", byte(c), c, c.HTTPStatus()))
 	}
-	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye"} {
+	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye", FrameBundle: "bundle", FrameStatus: "status"} {
 		want = append(want, fmt.Sprintf("| %d | %s |", byte(f), name))
 	}
 	for _, w := range want {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -374,6 +375,111 @@ func FuzzParseHello(f *testing.F) {
 		again, err := ParseHello(payload(t, enc))
 		if err != nil || fmt.Sprint(again) != fmt.Sprint(h) {
 			t.Fatalf("%+v came back as %+v, %v", h, again, err)
+		}
+	})
+}
+
+const someHash = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+func TestBundle(t *testing.T) {
+	want := Bundle{CABundle: "-----BEGIN CERTIFICATE-----\n...", Issuer: someHash}
+	b, err := AppendBundle(nil, want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ParseBundle(payload(t, b)); err != nil || got != want {
+		t.Errorf("%+v came back as %+v, %v", want, got, err)
+	}
+	if _, err := ParseBundle([]byte(`{"caBundle":"x","issuer":"` + someHash + `","new":[1]}`)); err != nil {
+		t.Errorf("an unknown field: %v", err)
+	}
+	for what, s := range map[string]string{
+		"nothing":        ``,
+		"no bundle":      `{"issuer":"` + someHash + `"}`,
+		"no issuer":      `{"caBundle":"x"}`,
+		"half an issuer": `{"caBundle":"x","issuer":"` + someHash[:40] + `"}`,
+		"capitals":       `{"caBundle":"x","issuer":"` + strings.Replace(someHash, "a", "A", 1) + `"}`,
+		"another hash":   `{"caBundle":"x","issuer":"` + strings.Replace(someHash, "256", "512", 1) + `"}`,
+		"too long":       `{"caBundle":"` + strings.Repeat("x", MaxFrame) + `","issuer":"` + someHash + `"}`,
+	} {
+		if _, err := ParseBundle([]byte(s)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v, want malformed", what, err)
+		}
+	}
+	if _, err := AppendBundle(nil, Bundle{CABundle: strings.Repeat("\n", MaxFrame-100), Issuer: someHash}); err == nil {
+		t.Error("a bundle that is too long once encoded was encoded")
+	}
+	if _, err := AppendBundle(nil, Bundle{CABundle: "x"}); err == nil {
+		t.Error("a bundle out of bounds was encoded")
+	}
+}
+
+func TestStatus(t *testing.T) {
+	want := Status{Trusts: []string{someHash}, CertificateIssuer: someHash, CertificateNotAfter: time.Date(2031, 1, 2, 3, 4, 5, 0, time.UTC)}
+	b, err := AppendStatus(nil, want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ParseStatus(payload(t, b)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v came back as %+v, %v", want, got, err)
+	}
+	if got, err := ParseStatus([]byte(`{"new":[1]}`)); err != nil || !got.CertificateNotAfter.IsZero() {
+		t.Errorf("a status that says nothing: %+v, %v", got, err)
+	}
+	for what, s := range map[string]string{
+		"nothing":      ``,
+		"no hash":      `{"trusts":["sha256:"]}`,
+		"too many":     `{"trusts":["` + someHash + `"` + strings.Repeat(`,"`+someHash+`"`, MaxTrusts) + `]}`,
+		"no issuer":    `{"certificateIssuer":"me"}`,
+		"no time":      `{"certificateNotAfter":"tomorrow"}`,
+		"all too long": `{"x":"` + strings.Repeat("n", maxStatusPayload) + `"}`,
+	} {
+		if _, err := ParseStatus([]byte(s)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v, want malformed", what, err)
+		}
+	}
+	if _, err := AppendStatus(nil, Status{Trusts: []string{""}}); err == nil {
+		t.Error("a status out of bounds was encoded")
+	}
+}
+
+func FuzzParseBundle(f *testing.F) {
+	f.Add([]byte(`{"caBundle":"-----BEGIN CERTIFICATE-----\n","issuer":"` + someHash + `"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		bundle, err := ParseBundle(b)
+		if err != nil {
+			return
+		}
+		enc, err := AppendBundle(nil, bundle)
+		if err != nil {
+			if len(b) > MaxFrame/6 { // escapes may make it longer than it was
+				return
+			}
+			t.Fatalf("%q was read as %+v, which can not be encoded: %v", b, bundle, err)
+		}
+		if again, err := ParseBundle(payload(t, enc)); err != nil || again != bundle {
+			t.Fatalf("%+v came back as %+v, %v", bundle, again, err)
+		}
+	})
+}
+
+func FuzzParseStatus(f *testing.F) {
+	f.Add([]byte(`{"trusts":["` + someHash + `"],"certificateIssuer":"` + someHash + `","certificateNotAfter":"2031-01-02T03:04:05Z"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseStatus(b)
+		if err != nil {
+			return
+		}
+		if len(s.Trusts) > MaxTrusts {
+			t.Fatalf("out of bounds: %+v", s)
+		}
+		enc, err := AppendStatus(nil, s)
+		if err != nil {
+			t.Fatalf("%q was read as %+v, which can not be encoded: %v", b, s, err)
+		}
+		again, err := ParseStatus(payload(t, enc))
+		if err != nil || !again.CertificateNotAfter.Equal(s.CertificateNotAfter) || !slices.Equal(again.Trusts, s.Trusts) || again.CertificateIssuer != s.CertificateIssuer {
+			t.Fatalf("%+v came back as %+v, %v", s, again, err)
 		}
 	})
 }
