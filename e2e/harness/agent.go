@@ -34,7 +34,9 @@ tunnel:
 }
 
 // StartAgent starts edge-agent as a service manager would.
-func (b *Box) StartAgent() error { return b.Start("edge-agent", "edge-agent", "run") }
+func (b *Box) StartAgent() error {
+	return b.Start("edge-agent", shifted(b.Clock, "timeshift", "edge-agent", "run")...)
+}
 
 // Agent is the running agent.
 func (b *Box) Agent() *Proc { return b.Proc("edge-agent") }

@@ -24,6 +24,10 @@ type Box struct {
 	// Cgroup is the kubelet's cgroupRoot: machines would have cgroups of their own, these share one tree.
 	Cgroup string
 
+	// Clock is by how much the agent's and the kubelet's wall clock is off, from their next start on. The
+	// kubelet needs ConfigureAgentWith for that.
+	Clock time.Duration
+
 	disk string
 	init *Proc
 	proc map[string]*Proc // by name, since the last PowerOn
@@ -52,7 +56,7 @@ func (s *Site) NewBox(hostname string) (*Box, error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
 	}
-	for _, program := range []string{e.Tool("kubelet"), e.Tool("kubectl"), e.Product("edge-agent")} {
+	for _, program := range []string{e.Tool("kubelet"), e.Tool("kubectl"), e.Product("edge-agent"), e.Product("timeshift")} {
 		if err := copyFile(program, filepath.Join(bin, filepath.Base(program))); err != nil && !os.IsExist(err) {
 			return nil, err
 		}

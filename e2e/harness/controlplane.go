@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -16,6 +17,7 @@ type Tenant struct {
 	Port int    // of its API server, on the platform's loopback
 
 	platform *Platform
+	procs    []*Proc
 }
 
 // Kubeconfig has all rights from the first moment, before RBAC exists.
@@ -48,6 +50,7 @@ kubernetesVersion: v1.37.2
 clusterName: %s
 certificatesDir: %s
 encryptionAlgorithm: ECDSA-P256
+certificateValidityPeriod: 43800h0m0s
 controlPlaneEndpoint: %s
 apiServer: {certSANs: [127.0.0.1]}
 `, advertisedAddr, t.Port, name, name, t.pki(""), server), 0o644); err != nil {
@@ -80,11 +83,13 @@ apiServer: {certSANs: [127.0.0.1]}
 // Start starts the API server, with the broker for its egress, the controller manager and the
 // scheduler, and waits until the API server is ready.
 func (t *Tenant) Start(ctx context.Context) error {
-	if _, err := t.StartAPIServer(ctx, "", t.Port, t.pki("ca.crt")); err != nil {
+	proc, err := t.StartAPIServer(ctx, "", t.Port, t.pki("ca.crt"))
+	if err != nil {
 		return err
 	}
+	t.procs = append(t.procs, proc)
 	p := t.platform
-	if _, err := p.env.start(t.Name+"/kube-controller-manager", false, p.Net.Argv(p.env.Tool("kube-controller-manager"),
+	if err := t.start("kube-controller-manager", p.argv(p.env.Tool("kube-controller-manager"),
 		"--kubeconfig="+filepath.Join(t.Dir, "controller-manager.conf"), "--leader-elect=false",
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+1),
 		"--cluster-signing-cert-file="+t.pki("ca.crt"), "--cluster-signing-key-file="+t.pki("ca.key"),
@@ -92,16 +97,32 @@ func (t *Tenant) Start(ctx context.Context) error {
 		"--use-service-account-credentials=true", "--controllers=*,bootstrapsigner,tokencleaner")); err != nil {
 		return err
 	}
-	if _, err := p.env.start(t.Name+"/kube-scheduler", false, p.Net.Argv(p.env.Tool("kube-scheduler"),
+	if err := t.start("kube-scheduler", p.argv(p.env.Tool("kube-scheduler"),
 		"--kubeconfig="+filepath.Join(t.Dir, "scheduler.conf"), "--leader-elect=false",
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+2))); err != nil {
 		return err
 	}
-	_, err := p.env.Wait(ctx, t.Name+"'s default service account", 2*time.Minute, func(ctx context.Context) error {
+	_, err = p.env.Wait(ctx, t.Name+"'s default service account", 2*time.Minute, func(ctx context.Context) error {
 		_, err := t.Kubectl(ctx, "get", "serviceaccount", "default", "-o", "name")
 		return err
 	})
 	return err
+}
+
+func (t *Tenant) start(name string, argv []string) error {
+	proc, err := t.platform.env.start(t.Name+"/"+name, false, argv)
+	if err == nil {
+		t.procs = append(t.procs, proc)
+	}
+	return err
+}
+
+// Stop stops what Start started.
+func (t *Tenant) Stop() {
+	for _, proc := range slices.Backward(t.procs) {
+		proc.Stop()
+	}
+	t.procs = nil
 }
 
 // StartAPIServer starts one API server of the tenant and waits until it is ready. kubeletCA is what it

@@ -32,7 +32,12 @@ type Platform struct {
 	env    *Env
 	Net    host.Netns
 	Broker *Proc
+	// Clock is by how much the wall clock of the platform's programs is off, from their next start on.
+	Clock time.Duration
+	// NodeCertificateTTL is the broker's identity.nodeCertificateTTL, from its next start on; 0 = its default.
+	NodeCertificateTTL time.Duration
 
+	etcd    *Proc
 	tenants []*Tenant
 	sites   int
 }
@@ -53,23 +58,36 @@ func (e *Env) StartPlatform(ctx context.Context) (*Platform, error) {
 			return nil, err
 		}
 	}
-	if _, err := e.start("etcd", false, ns.Argv(e.Tool("etcd"),
+	return p, p.startEtcd(ctx)
+}
+
+func (p *Platform) startEtcd(ctx context.Context) error {
+	e := p.env
+	proc, err := e.start("etcd", false, p.argv(e.Tool("etcd"),
 		"--name=e2e", "--data-dir="+filepath.Join(e.Dir(), "etcd"),
 		"--listen-client-urls=http://"+etcdAddress, "--advertise-client-urls=http://"+etcdAddress,
 		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
 		"--initial-cluster=e2e=http://127.0.0.1:2380",
-		"--unsafe-no-fsync", "--log-level=warn")); err != nil {
-		return nil, err
+		"--unsafe-no-fsync", "--log-level=warn"))
+	if err != nil {
+		return err
 	}
+	p.etcd = proc
 	_, err = e.Wait(ctx, "etcd", time.Minute, func(ctx context.Context) error { return p.listening(ctx, etcdAddress) })
-	return p, err
+	return err
+}
+
+// argv wraps a daemon's command line so that it runs on the platform, with its clock.
+func (p *Platform) argv(argv ...string) []string {
+	return p.Net.Argv(shifted(p.Clock, p.env.Product("timeshift"), argv...)...)
 }
 
 // withHosts wraps an API server's command so that it runs on the platform with, as /etc/hosts, the file
 // that the broker keeps for the tenant: kube-apiserver looks a node's name up before nodes/NAME/proxy.
 func (p *Platform) withHosts(tenant string, argv ...string) []string {
 	const script = `mount --bind "$0" /etc/hosts && exec "$@"`
-	return p.Net.Argv(append([]string{"unshare", "--mount", "--", "sh", "-c", script, filepath.Join(p.hostsDir(), tenant)}, argv...)...)
+	return p.Net.Argv(append([]string{"unshare", "--mount", "--", "sh", "-c", script, filepath.Join(p.hostsDir(), tenant)},
+		shifted(p.Clock, p.env.Product("timeshift"), argv...)...)...)
 }
 
 func (p *Platform) hostsDir() string { return filepath.Join(p.env.Dir(), "broker", "hosts") }
@@ -85,6 +103,10 @@ func (p *Platform) listening(ctx context.Context, address string) error {
 // brokerConfig is what a platform's operator writes.
 func (p *Platform) brokerConfig() string {
 	dir := filepath.Join(p.env.Dir(), "broker")
+	identity := ""
+	if p.NodeCertificateTTL != 0 {
+		identity = fmt.Sprintf("identity: {nodeCertificateTTL: %s}\n", p.NodeCertificateTTL)
+	}
 	return fmt.Sprintf(`apiVersion: mooring.dev/v1alpha1
 kind: BrokerConfiguration
 dataDir: %s/data
@@ -96,7 +118,7 @@ egress:
   listen: %s
   publicEndpoint: https://%s
   hostsDir: %s
-`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir())
+%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir(), identity)
 }
 
 // BrokerConfigPath is the broker's configuration file.
@@ -119,7 +141,7 @@ func (p *Platform) StartBroker(ctx context.Context) error {
 	if err := os.WriteFile(path, []byte(p.brokerConfig()), 0o644); err != nil {
 		return err
 	}
-	proc, err := p.env.start("broker", false, p.Net.Argv(p.env.Product("broker"), "serve", "--config", path))
+	proc, err := p.env.start("broker", false, p.argv(p.env.Product("broker"), "serve", "--config", path))
 	if err != nil {
 		return err
 	}

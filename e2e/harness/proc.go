@@ -92,6 +92,9 @@ func (p *Proc) Stop() { p.end(syscall.SIGTERM) }
 
 func (p *Proc) end(sig syscall.Signal) {
 	p.expected.Store(true)
+	if p.Ended() {
+		return // its number may be another's by now
+	}
 	_ = syscall.Kill(p.PID, sig)
 	select {
 	case <-p.done:

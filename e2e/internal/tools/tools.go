@@ -90,11 +90,12 @@ func Kubernetes(ctx context.Context, root string, logf Logf) (string, error) {
 }
 
 // Product builds the agent and the broker as they are shipped (no cgo, stripped), and the tests' own
-// helper, into dir.
+// programs, into dir.
 func Product(ctx context.Context, root, dir string, logf Logf) error {
 	start := time.Now()
 	for _, p := range []struct{ module, pkg, name string }{
 		{"e2e", "./cmd/helper", "helper"},
+		{"e2e", "./cmd/timeshift", "timeshift"},
 		{".", "./cmd/edge-agent", "edge-agent"},
 		{".", "./cmd/broker", "broker"},
 	} {
