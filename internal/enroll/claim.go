@@ -31,6 +31,8 @@ const (
 	// ReasonNodeRemoved: the key made a node of this token before, and an operator removed that node.
 	ReasonNodeRemoved Reason = "node was removed"
 	ReasonTenantGone  Reason = "tenant is gone"
+	// ReasonKeyRevoked: the key was a node's that an operator revoked, or that another box replaced.
+	ReasonKeyRevoked Reason = "key is revoked"
 )
 
 // RefusedError says why a token was not taken.
@@ -47,7 +49,7 @@ func (e *RefusedError) Error() string {
 type NameTakenError struct{ Tenant, Node string }
 
 func (e *NameTakenError) Error() string {
-	return fmt.Sprintf("node name %q of tenant %s is held by another key: give the box another name, or remove the node first (broker node remove %s/%s)", e.Node, e.Tenant, e.Tenant, e.Node)
+	return fmt.Sprintf("node name %q of tenant %s is held by another key: give the box another name, or let it take this one (broker node replace %s/%s)", e.Node, e.Tenant, e.Tenant, e.Node)
 }
 
 func (e *NameTakenError) Is(target error) bool { return target == ErrNameTaken }
@@ -59,8 +61,9 @@ type Claim struct {
 	Hostname string
 	// SPKI is the hash of the key that the box has proven to hold.
 	SPKI string
-	// NotAfter of the certificate that will be issued, for the record.
+	// NotAfter of the certificate that will be issued, and the hash of its CA's key, for the record.
 	NotAfter time.Time
+	Issuer   string
 }
 
 // Claim trades a use of a token for a node record, in one commit. The same key with the same token gets the same
@@ -73,6 +76,9 @@ func (t *Tokens) Claim(ctx context.Context, c Claim) (node NodeRecord, again boo
 	})
 	if errors.Is(err, tenant.ErrNotFound) {
 		err = &RefusedError{Reason: ReasonTenantGone, TokenID: c.Token.ID}
+	}
+	if errors.Is(err, ErrRevoked) {
+		err = &RefusedError{Reason: ReasonKeyRevoked, TokenID: c.Token.ID}
 	}
 	return node, again, err
 }
@@ -136,6 +142,10 @@ func (t *Tokens) reclaim(ctx context.Context, rec TokenRecord, name string, c Cl
 	if err != nil {
 		return NodeRecord{}, err
 	}
+	alive, err := keyLives(ctx, t.store, c.SPKI)
+	if err != nil {
+		return NodeRecord{}, err
+	}
 	node, rev, err := getNode(ctx, t.store, rec.Tenant, name)
 	if err != nil {
 		return NodeRecord{}, err
@@ -143,16 +153,17 @@ func (t *Tokens) reclaim(ctx context.Context, rec TokenRecord, name string, c Cl
 	if node.SPKI != c.SPKI {
 		return NodeRecord{}, ErrNodeNotFound // the name is another's by now
 	}
-	node.CertificateNotAfter = c.NotAfter
+	node.CertificateNotAfter, node.CertificateIssuer = c.NotAfter, c.Issuer
 	val, err := json.Marshal(node)
 	if err != nil {
 		return NodeRecord{}, err
 	}
-	return node, t.store.Commit(ctx, store.Replace(nodeKey(rec.Tenant, name), val, rev), live)
+	return node, t.store.Commit(ctx, store.Replace(nodeKey(rec.Tenant, name), val, rev), live, alive)
 }
 
 // use takes one of the token's uses and makes the node.
 func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim) (NodeRecord, error) {
+	now := t.now().UTC()
 	name := rec.NodeName
 	if name == "" {
 		var err error
@@ -164,17 +175,28 @@ func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim) (
 	if err != nil {
 		return NodeRecord{}, err
 	}
+	alive, err := keyLives(ctx, t.store, c.SPKI)
+	if err != nil {
+		return NodeRecord{}, err
+	}
+	ops := []store.Op{live, alive}
 	held, nodeRev, err := getNode(ctx, t.store, rec.Tenant, name)
 	switch {
 	case errors.Is(err, ErrNodeNotFound): // free, and nodeRev is 0
 	case err != nil:
 		return NodeRecord{}, err
-	case held.SPKI != c.SPKI:
+	case held.SPKI != c.SPKI && !held.replaceable(now):
 		return NodeRecord{}, &NameTakenError{Tenant: rec.Tenant, Node: name}
+	case held.SPKI != c.SPKI: // the old key ends in the commit in which the new one begins
+		old, err := revokeKey(held, now, "replaced by "+c.SPKI)
+		if err != nil {
+			return NodeRecord{}, err
+		}
+		ops = append(ops, old)
 	}
-	now := t.now().UTC()
 	node := NodeRecord{
-		Tenant: rec.Tenant, Name: name, SPKI: c.SPKI, TokenID: rec.ID, EnrolledAt: now, CertificateNotAfter: c.NotAfter,
+		Tenant: rec.Tenant, Name: name, SPKI: c.SPKI, TokenID: rec.ID, EnrolledAt: now,
+		CertificateNotAfter: c.NotAfter, CertificateIssuer: c.Issuer,
 		Labels: maps.Clone(rec.Labels), Taints: slices.Clone(rec.Taints),
 	}
 	rec.Used = append(slices.Clone(rec.Used), TokenUse{SPKI: c.SPKI, Node: name, At: now})
@@ -186,8 +208,7 @@ func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim) (
 	if err != nil {
 		return NodeRecord{}, err
 	}
-	return node, t.store.Commit(ctx,
+	return node, t.store.Commit(ctx, append(ops,
 		store.Replace(tokenKey(rec.ID), tokenVal, rev),
-		store.Replace(nodeKey(rec.Tenant, name), nodeVal, nodeRev),
-		live)
+		store.Replace(nodeKey(rec.Tenant, name), nodeVal, nodeRev))...)
 }

@@ -39,6 +39,11 @@ type NodeRecord struct {
 	Taints       []enrollapi.Taint `json:"taints,omitempty"`
 }
 
+// replaceable tells whether a box with another key may take the name now.
+func (rec NodeRecord) replaceable(now time.Time) bool {
+	return rec.ReplaceUntil != nil && now.Before(*rec.ReplaceUntil)
+}
+
 // ErrNotAuthorized says that an identity is no node's, or no longer.
 var ErrNotAuthorized = errors.New("not an enrolled node")
 

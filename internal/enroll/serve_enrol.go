@@ -57,6 +57,7 @@ func (s *Server) enrol(ctx context.Context, req enrollapi.EnrolRequest, remote s
 	spki := pki.SPKIHash(csr.PublicKey)
 	node, again, err := s.cfg.Tokens.Claim(ctx, Claim{
 		Token: tok, Tenant: req.Tenant, Hostname: req.Hostname, SPKI: spki, NotAfter: now.Add(s.cfg.CertificateTTL).UTC(),
+		Issuer: s.cfg.Issuer.Hash(),
 	})
 	log = log.With("token", tok.ID, "key", spki)
 	if err != nil {

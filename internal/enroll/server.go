@@ -33,6 +33,8 @@ type Issuer interface {
 	IssueNode(csr *x509.CertificateRequest, id pki.Identity, now time.Time, ttl time.Duration) ([]byte, error)
 	CertPEM() []byte
 	TrustDomain() string
+	// Hash is of the key that signs ("sha256:..."), for the node's record.
+	Hash() string
 }
 
 // ServerConfig is what a Server is made of. Issuer, Roots, Tokens, Nodes, Tenants, Clients and Minter are needed.
