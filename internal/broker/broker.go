@@ -190,11 +190,11 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	enrolSrv := httpServer(ctx, enroll.NewServer(enroll.ServerConfig{
 		Issuer: b.ca, Roots: b.ca.Pool,
 		Tokens: b.tokens, Nodes: b.nodes, Tenants: b.tenants, Clients: clients, Minter: enroll.NewMinter(clients, nil),
-		CertificateTTL: b.cfg.Identity.NodeCertificateTTL.Duration,
-		KubeletConfig:  b.cfg.Kubelet.Config,
-		Logger:         b.log, Metrics: enrolMetrics,
+		CertificateTTL: b.cfg.Identity.NodeCertificateTTL.Duration, ExpiredGrace: b.cfg.Identity.ExpiredGrace.Duration,
+		KubeletConfig: b.cfg.Kubelet.Config,
+		Logger:        b.log, Metrics: enrolMetrics, Audit: b.audit,
 	}), b.log)
-	enrolSrv.TLSConfig = b.serverTLS(pki.ServerOptions{Clients: pki.ClientOptional, NextProtos: []string{enrollapi.ALPN}}, pki.RoleNode)
+	enrolSrv.TLSConfig = b.serverTLS(pki.ServerOptions{Clients: pki.ClientUnverified, NextProtos: []string{enrollapi.ALPN}}, pki.RoleNode)
 	enrolConns := newConnListener(ln.tcp.Addr())
 
 	fr := front.New(front.Config{

@@ -60,6 +60,9 @@ type BrokerTunnel struct {
 type BrokerIdentity struct {
 	// NodeCertificateTTL is the life of a node's certificate. Default 168h.
 	NodeCertificateTTL Duration `json:"nodeCertificateTTL"`
+	// ExpiredGrace is for how long after its certificate ran out a node is still renewed by its key, which was pinned
+	// when it enrolled. 0s: not at all. Default 87600h, ten years.
+	ExpiredGrace Duration `json:"expiredGrace"`
 }
 
 // BrokerKubelet says what kubelets are told.
@@ -91,7 +94,7 @@ func DefaultBroker() *Broker {
 			MaxStreams:        1000,
 			MaxPending:        100,
 		},
-		Identity: BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}},
+		Identity: BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}, ExpiredGrace: Duration{87600 * time.Hour}},
 		Kubelet:  BrokerKubelet{Config: map[string]any{}},
 		Log:      Log{"info", "text"},
 	}
@@ -141,5 +144,6 @@ func (c *Broker) validate(p *problems) {
 	if c.Audit.Path != "" && c.Audit.Path != "-" {
 		p.check("audit.path", absolute(c.Audit.Path))
 	}
+	p.check("identity.expiredGrace", between(c.Identity.ExpiredGrace, 0, 100*365*24*time.Hour))
 	validateLog(p, c.Log)
 }

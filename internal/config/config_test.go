@@ -138,6 +138,7 @@ func TestBrokerValues(t *testing.T) {
 		"front: {publicEndpoint: 'e:443'}\negress: {publicEndpoint: 'https://x'}":                             "egress.publicEndpoint",
 		"front: {publicEndpoint: 'e:443'}\ntrustDomain: A":                                                    "trustDomain",
 		"front: {publicEndpoint: 'e:443'}\nidentity: {nodeCertificateTTL: 1s}":                                "identity.nodeCertificateTTL",
+		"front: {publicEndpoint: 'e:443'}\nidentity: {expiredGrace: -1s}":                                     "identity.expiredGrace",
 		"front: {publicEndpoint: 'e:443'}\ntunnel: {maxStreams: 0}":                                           "tunnel.maxStreams",
 		"front: {publicEndpoint: 'e:443'}\ntunnel: {maxPending: 99999999999999999999}":                        "tunnel.maxPending",
 		"front: {publicEndpoint: 'e:443'}\nhealthAddress: 'localhost:1'":                                      "healthAddress",

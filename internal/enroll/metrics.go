@@ -9,6 +9,7 @@ import (
 type Metrics struct {
 	enrolments *prometheus.CounterVec
 	joins      *prometheus.CounterVec
+	renewals   *prometheus.CounterVec
 	csrs       *prometheus.CounterVec
 }
 
@@ -23,6 +24,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		joins: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_joins_total",
 			Help: "Answers to requests of enrolled nodes for what their kubelet needs, by outcome.",
+		}, []string{"outcome"}),
+		renewals: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "mooring_renewals_total",
+			Help: "Answers to nodes that asked for a new certificate with their key, by outcome.",
 		}, []string{"outcome"}),
 		csrs: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_kubelet_csrs_total",

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
 )
@@ -41,7 +42,8 @@ type Issuer interface {
 type ServerConfig struct {
 	Issuer Issuer
 	// Roots verify the client certificates of joining nodes. The Server verifies by itself: whoever serves it
-	// only has to ask for client certificates (tls.RequestClientCert or stricter).
+	// only has to ask for client certificates. Asking must not refuse expired ones (pki.ClientUnverified, that is
+	// tls.RequestClientCert and nothing else), or those who come to renew them are shut out.
 	Roots   func() *x509.CertPool
 	Tokens  *Tokens
 	Nodes   *Nodes
@@ -50,16 +52,19 @@ type ServerConfig struct {
 	Minter  Minter
 	// CertificateTTL of node certificates; 0 = 7 days.
 	CertificateTTL time.Duration
+	// ExpiredGrace is for how long after its certificate's end a node may be renewed by its pinned key; 0 = not at all.
+	ExpiredGrace time.Duration
 	// KubeletConfig lies over each tenant's own KubeletConfiguration; nil = nothing.
 	KubeletConfig map[string]any
-	// MaxEnrolments at work at once; 0 = 64. More are told to come again.
+	// MaxEnrolments at work at once, and as many renewals; 0 = 64. More are told to come again.
 	MaxEnrolments int
 	// MaxJoinsPerTenant at work at once; 0 = 16. For each tenant its own, as they wait for the tenant's API server.
 	MaxJoinsPerTenant int
 	// Now tells the time; nil = time.Now.
 	Now     Clock
 	Logger  *slog.Logger
-	Metrics *Metrics // nil = count and show nobody
+	Metrics *Metrics   // nil = count and show nobody
+	Audit   *audit.Log // nil = no record
 }
 
 // Server answers the enrolment protocol. Read and write deadlines are the http.Server's that runs it.
@@ -93,9 +98,10 @@ func NewServer(cfg ServerConfig) *Server {
 	s := &Server{cfg: cfg, mux: http.NewServeMux(), limit: limiter{busy: map[string]int{}}}
 	s.verify = pki.VerifyPeer(cfg.Roots, x509.ExtKeyUsageClientAuth, cfg.Now, nil)
 	s.mux.HandleFunc(enrollapi.PathEnrol, s.serveEnrol)
+	s.mux.HandleFunc(enrollapi.PathRenew, s.serveRenew)
 	s.mux.HandleFunc(enrollapi.PathJoin, s.serveJoin)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		writeError(w, http.StatusNotFound, badRequest("there are "+enrollapi.PathEnrol+" and "+enrollapi.PathJoin+" here, and nothing else"))
+		writeError(w, http.StatusNotFound, badRequest("there are "+enrollapi.PathEnrol+", "+enrollapi.PathRenew+" and "+enrollapi.PathJoin+" here, and nothing else"))
 	})
 	return s
 }

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/tenant"
@@ -37,6 +38,7 @@ type bench struct {
 	minter Minter
 	reg    *prometheus.Registry
 	log    *lockedBuffer
+	audit  *lockedBuffer
 	url    string
 	server *Server
 }
@@ -60,7 +62,7 @@ func (l *lockedBuffer) String() string {
 
 func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
 	t.Helper()
-	b := &bench{t: t, clk: newClock(), kube: fake.NewClientset(), reg: prometheus.NewRegistry(), log: &lockedBuffer{}}
+	b := &bench{t: t, clk: newClock(), kube: fake.NewClientset(), reg: prometheus.NewRegistry(), log: &lockedBuffer{}, audit: &lockedBuffer{}}
 	var err error
 	if b.ca, err = pki.NewCA("example.org", b.clk.now()); err != nil {
 		t.Fatal(err)
@@ -72,6 +74,7 @@ func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
 	cfg := ServerConfig{
 		Issuer: b.ca, Roots: b.ca.Pool, Tokens: b.tokens, Nodes: b.nodes, Tenants: tenants, Clients: clients,
 		Minter: NewMinter(clients, b.clk.now), Now: b.clk.now, Metrics: NewMetrics(b.reg),
+		ExpiredGrace: 10 * 365 * 24 * time.Hour, Audit: audit.New(b.audit, nil, nil),
 		Logger: slog.New(slog.NewTextHandler(b.log, nil)),
 	}
 	if edit != nil {
@@ -79,7 +82,7 @@ func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
 	}
 	b.minter = cfg.Minter
 	b.server = NewServer(cfg)
-	cert, err := b.ca.IssueBroker("b", []string{"localhost"}, nil, b.clk.now(), time.Hour)
+	cert, err := b.ca.IssueBroker("b", []string{"localhost"}, nil, b.clk.now(), 5*year)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,6 +47,10 @@ const (
 	ClientRequired ClientAuth = iota // no certificate, no connection
 	ClientOptional                   // verified if given; PeerIdentity fails for those without
 	ClientNone                       // not asked for
+	// ClientUnverified asks for a certificate and lets the handshake pass whatever comes, expired or of an unknown CA.
+	// TLS proves that the client holds its key, and nothing more is known: whoever serves must verify, for each
+	// request that takes a certificate into account. ServerTLS's verify is not used.
+	ClientUnverified
 )
 
 // ServerOptions are the choices of ServerTLS; the zero value is the strict one.
@@ -77,6 +81,9 @@ func ServerTLS(certificate func() (*tls.Certificate, error), verify Verify, o Se
 	switch o.Clients {
 	case ClientNone:
 		return cfg
+	case ClientUnverified:
+		cfg.ClientAuth = tls.RequestClientCert
+		verify = unlessAbsent(presented)
 	case ClientOptional:
 		cfg.ClientAuth = tls.RequestClientCert
 		verify = unlessAbsent(orRefuse(verify))

@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // shake runs a handshake over a pipe and a byte after it, since a TLS 1.3
@@ -194,5 +196,38 @@ func TestStolenCertificate(t *testing.T) {
 	_, _, _, serr := shake(t, ClientTLS(func() (*tls.Certificate, error) { return &stolen, nil }, p.asBroker()), ServerTLS(p.broker, p.asNode(), ServerOptions{}))
 	if serr == nil {
 		t.Error("the server accepted a certificate without its key")
+	}
+}
+
+// Unverified means the chain and the dates alone: the key must be the certificate's all the same.
+func TestClientUnverified(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	p := newParty(t)
+	server := ServerTLS(p.broker, nil, ServerOptions{Clients: ClientUnverified})
+	cert, _ := p.node()
+	rogue, err := NewCA("example.org", now.Add(-year))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown, err := rogue.IssueBroker("b", nil, nil, now.Add(-year), week) // expired as well
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen := tls.Certificate{Certificate: cert.Certificate, PrivateKey: ecKey(t, elliptic.P256())}
+	many := tls.Certificate{Certificate: slices.Repeat(cert.Certificate, maxChain+1), PrivateKey: cert.PrivateKey}
+	for name, tc := range map[string]struct {
+		cert *tls.Certificate
+		ok   bool
+	}{
+		"none": {nil, true}, "good": {cert, true}, "expired, of an unknown CA": {&unknown, true},
+		"another key's": {&stolen, false}, "too many": {&many, false},
+	} {
+		var get func() (*tls.Certificate, error)
+		if tc.cert != nil {
+			get = func() (*tls.Certificate, error) { return tc.cert, nil }
+		}
+		if _, _, _, serr := shake(t, ClientTLS(get, p.asBroker()), server); (serr == nil) != tc.ok {
+			t.Errorf("%s: server %v", name, serr)
+		}
 	}
 }

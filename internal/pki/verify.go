@@ -78,6 +78,7 @@ func PeerIdentity(cs tls.ConnectionState) (Identity, error) {
 	return ParseIdentity(cs.PeerCertificates[0])
 }
 
+// presented checks no more than how many certificates there are.
 func presented(cs tls.ConnectionState) error {
 	switch n := len(cs.PeerCertificates); {
 	case n == 0:
