@@ -6,8 +6,9 @@ MAKEFLAGS += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
 LDFLAGS := -s -w -X github.com/mooring-edge/mooring/internal/version.Version=$(VERSION)
-# How long each fuzz target runs.
+# How long each fuzz target runs, and which (a regular expression).
 FUZZTIME ?= 60s
+FUZZ ?= .
 # Where built Kubernetes binaries are kept; outside the tree, so that a fresh clone finds them.
 export MOORING_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mooring
 export CGO_ENABLED ?= 0
@@ -21,7 +22,7 @@ help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 12
 	@echo
-	@echo 'Variables: FUZZTIME (now $(FUZZTIME)), VERSION (now $(VERSION)), MOORING_CACHE (now $(MOORING_CACHE)),'
+	@echo 'Variables: FUZZTIME (now $(FUZZTIME)), FUZZ (now $(FUZZ)), VERSION (now $(VERSION)), MOORING_CACHE (now $(MOORING_CACHE)),'
 	@echo '           DEMO_ONCE=1 (end the demo after its last check), MOORING_E2E_KEEP=1 (keep a run'"'"'s directory)'
 
 build: ## Build edge-agent and broker into bin/, stripped and static
@@ -57,9 +58,9 @@ lint: ## gofmt, go mod tidy, go vet and staticcheck on the product's and the tes
 	go tool staticcheck ./...
 	cd e2e && go vet ./... && go -C .. build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck && ../bin/staticcheck ./...
 
-fuzz: ## Run each fuzz target for FUZZTIME
+fuzz: ## Run each fuzz target that matches FUZZ for FUZZTIME
 	@for pkg in $$(go list ./...); do \
-		for target in $$(go test -list '^Fuzz' $$pkg | grep ^Fuzz || true); do \
+		for target in $$(go test -list '^Fuzz' $$pkg | grep ^Fuzz | grep -E '$(FUZZ)' || true); do \
 			printf '\n==> %s %s\n' "$$pkg" "$$target"; \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
