@@ -23,12 +23,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/time/rate"
 )
 
 // Outcomes of an event.
@@ -37,6 +39,14 @@ const (
 	Refused = "refused"
 	Pending = "pending"
 	Failed  = "failed"
+)
+
+// Refusals cost a stranger nothing, and must not cost the platform its disk: of each event, so many refusals a
+// second are written after a burst. The next line says how many were left out (Detail "skipped"); the metric
+// counts them all.
+const (
+	refusalRate  = rate.Limit(1)
+	refusalBurst = 1000
 )
 
 // maxField cuts what a stranger may have sent, in bytes; a line has a bound then.
@@ -67,10 +77,17 @@ type Log struct {
 	events *prometheus.CounterVec
 	lost   prometheus.Counter
 
-	mu   sync.Mutex // guards the following fields
-	out  io.Writer
-	file *os.File // out, if it is a file of ours
-	bad  bool     // the last write failed, and that was said
+	mu       sync.Mutex // guards the following fields
+	out      io.Writer
+	file     *os.File // out, if it is a file of ours
+	bad      bool     // the last write failed, and that was said
+	refusals map[string]*refusalCount
+}
+
+// refusalCount bounds the refusals of one event.
+type refusalCount struct {
+	limit   *rate.Limiter
+	skipped int // since the last line
 }
 
 // Open appends to the file at path, made with mode 0600 if it is not there. A file that was moved away or removed
@@ -97,7 +114,7 @@ func newLog(log *slog.Logger, reg prometheus.Registerer) *Log {
 	}
 	f := promauto.With(reg)
 	return &Log{
-		log: log, now: time.Now,
+		log: log, now: time.Now, refusals: map[string]*refusalCount{},
 		events: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_audit_events_total", Help: "Events of the audit log, by event and outcome.",
 		}, []string{"event", "outcome"}),
@@ -119,15 +136,18 @@ func (l *Log) Record(e Event) {
 	e.Time = e.Time.UTC()
 	e.bound()
 	l.events.WithLabelValues(e.Event, e.Outcome).Inc()
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.Outcome == Refused && !l.allow(&e) {
+		return
+	}
 	line, err := json.Marshal(e)
 	if err != nil { // strings and a time: can't be
 		l.log.Error("audit event can't be encoded", "event", e.Event, "err", err)
 		return
 	}
 	line = append(line, '\n')
-
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if err = l.follow(); err == nil {
 		_, err = l.out.Write(line)
 	}
@@ -141,6 +161,31 @@ func (l *Log) Record(e Event) {
 	}
 	l.bad = true
 	l.log.Warn("audit", "line", string(line[:len(line)-1]))
+}
+
+// allow tells whether a refusal is written, and has it say how many before it were not. l.mu is held.
+func (l *Log) allow(e *Event) bool {
+	c := l.refusals[e.Event]
+	if c == nil {
+		c = &refusalCount{limit: rate.NewLimiter(refusalRate, refusalBurst)}
+		l.refusals[e.Event] = c
+	}
+	if !c.limit.AllowN(e.Time, 1) {
+		c.skipped++
+		return false
+	}
+	if c.skipped > 0 {
+		detail := map[string]string{"skipped": strconv.Itoa(c.skipped)}
+		for k, v := range e.Detail {
+			if k == "skipped" { // the caller left some out, too
+				n, _ := strconv.Atoi(v)
+				v = strconv.Itoa(c.skipped + n)
+			}
+			detail[k] = v
+		}
+		e.Detail, c.skipped = detail, 0
+	}
+	return true
 }
 
 // bound cuts the fields to their limit. Details are the caller's, so they are copied.

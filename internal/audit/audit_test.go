@@ -99,6 +99,29 @@ func TestConcurrentLinesStayWhole(t *testing.T) {
 	}
 }
 
+// A stranger who is refused a million times fills no disk, and hides nothing that was let in.
+func TestRefusalsAreBounded(t *testing.T) {
+	var out bytes.Buffer
+	l := New(&out, nil, nil)
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for range 5000 {
+		l.Record(Event{Time: at, Event: "enrol", Outcome: Refused, Actor: "x"})
+	}
+	l.Record(Event{Time: at, Event: "enrol", Outcome: OK, Actor: "x"})
+	l.Record(Event{Time: at, Event: "renew", Outcome: Refused, Actor: "x"})
+	l.Record(Event{Time: at.Add(time.Minute), Event: "enrol", Outcome: Refused, Actor: "x", Detail: map[string]string{"skipped": "3"}})
+	if n := strings.Count(out.String(), "\n"); n != refusalBurst+3 {
+		t.Errorf("%d lines, want %d", n, refusalBurst+3)
+	}
+	all := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if last := all[len(all)-1]; !strings.Contains(last, `"skipped":"4003"`) {
+		t.Errorf("the last line does not count what was left out: %s", last)
+	}
+	if n := testutil.ToFloat64(l.events.WithLabelValues("enrol", Refused)); n != 5001 {
+		t.Errorf("the metric counts %v refusals, want 5001", n)
+	}
+}
+
 type fullDisk struct{ full bool }
 
 func (f *fullDisk) Write(p []byte) (int, error) {
