@@ -67,6 +67,8 @@ type Event struct {
 	Reason string `json:"reason,omitempty"`
 	// Detail holds what else is worth knowing: token, fingerprint, serial, notAfter, csr, target, action.
 	Detail map[string]string `json:"detail,omitempty"`
+	// Bounded says that the caller bounds these refusals by itself, so that Record need not.
+	Bounded bool `json:"-"`
 }
 
 // Log writes events. A nil *Log drops them, so that parts can do without one. Safe for concurrent use.
@@ -139,7 +141,7 @@ func (l *Log) Record(e Event) {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.Outcome == Refused && !l.allow(&e) {
+	if e.Outcome == Refused && !e.Bounded && !l.allow(&e) {
 		return
 	}
 	line, err := json.Marshal(e)
@@ -177,10 +179,6 @@ func (l *Log) allow(e *Event) bool {
 	if c.skipped > 0 {
 		detail := map[string]string{"skipped": strconv.Itoa(c.skipped)}
 		for k, v := range e.Detail {
-			if k == "skipped" { // the caller left some out, too
-				n, _ := strconv.Atoi(v)
-				v = strconv.Itoa(c.skipped + n)
-			}
 			detail[k] = v
 		}
 		e.Detail, c.skipped = detail, 0

@@ -109,16 +109,17 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 	l.Record(Event{Time: at, Event: "enrol", Outcome: OK, Actor: "x"})
 	l.Record(Event{Time: at, Event: "renew", Outcome: Refused, Actor: "x"})
-	l.Record(Event{Time: at.Add(time.Minute), Event: "enrol", Outcome: Refused, Actor: "x", Detail: map[string]string{"skipped": "3"}})
-	if n := strings.Count(out.String(), "\n"); n != refusalBurst+3 {
-		t.Errorf("%d lines, want %d", n, refusalBurst+3)
+	l.Record(Event{Time: at.Add(time.Minute), Event: "enrol", Outcome: Refused, Actor: "x", Detail: map[string]string{"token": "k3v8q2m9xw"}})
+	l.Record(Event{Time: at, Event: "enrol", Outcome: Refused, Actor: "x", Bounded: true})
+	if n := strings.Count(out.String(), "\n"); n != refusalBurst+4 {
+		t.Errorf("%d lines, want %d", n, refusalBurst+4)
 	}
 	all := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if last := all[len(all)-1]; !strings.Contains(last, `"skipped":"4003"`) {
+	if last := all[len(all)-2]; !strings.Contains(last, `"skipped":"4000"`) || !strings.Contains(last, "k3v8q2m9xw") {
 		t.Errorf("the last line does not count what was left out: %s", last)
 	}
-	if n := testutil.ToFloat64(l.events.WithLabelValues("enrol", Refused)); n != 5001 {
-		t.Errorf("the metric counts %v refusals, want 5001", n)
+	if n := testutil.ToFloat64(l.events.WithLabelValues("enrol", Refused)); n != 5002 {
+		t.Errorf("the metric counts %v refusals, want 5002", n)
 	}
 }
 

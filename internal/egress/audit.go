@@ -62,6 +62,6 @@ func (r *refusals) record(id pki.Identity, source, target string, code wire.Code
 	}
 	r.log.Record(audit.Event{
 		Event: "dial", Outcome: audit.Refused, Actor: id.String(), Tenant: id.Tenant, Source: source,
-		Reason: why.Error(), Detail: detail,
+		Reason: why.Error(), Detail: detail, Bounded: true,
 	})
 }
