@@ -38,6 +38,7 @@ func (n *node) pod() string { return "probe-" + n.name }
 
 type suite struct {
 	ctx       context.Context
+	name      string // heads its table
 	transport string
 	env       *harness.Env
 	platform  *harness.Platform
@@ -60,6 +61,13 @@ type row struct {
 const acmeOnlyAddress = "192.168.77.2"
 
 func runSuite(t *testing.T, transport string) {
+	s := newSuite(t, "transport "+transport)
+	s.transport = transport
+	s.runCases(t, cases)
+}
+
+// newSuite takes a run, which ends with the test; name heads its table.
+func newSuite(t *testing.T, name string) *suite {
 	if err := harness.Missing(); err != nil {
 		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
 			t.Fatal(err)
@@ -67,20 +75,20 @@ func runSuite(t *testing.T, transport string) {
 		t.Skip(err)
 	}
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	t.Cleanup(stop)
 	if deadline, ok := t.Deadline(); ok {
 		// Leave time to clean up: go test ends an overdue test without that.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-time.Minute))
-		defer cancel()
+		t.Cleanup(cancel)
 	}
-	s := &suite{ctx: ctx, transport: transport, start: time.Now()}
+	s := &suite{ctx: ctx, name: name, start: time.Now()}
 	env, err := harness.New(ctx, s.logf)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.env = env
-	defer func() {
+	t.Cleanup(func() {
 		if t.Failed() {
 			env.DumpLogs(os.Stdout)
 		}
@@ -88,15 +96,19 @@ func runSuite(t *testing.T, transport string) {
 			t.Error(err)
 		}
 		s.printTable()
-	}()
+	})
 	s.logf("run directory %s", env.Dir())
+	return s
+}
 
+// runCases runs cases in their order.
+func (s *suite) runCases(t *testing.T, cases []testCase) {
 	for _, c := range cases {
 		if !s.run(t, c) && c.vital {
 			t.Fatalf("%s failed: the rest would have no meaning", c.name)
 		}
-		if ctx.Err() != nil {
-			t.Fatal(context.Cause(ctx))
+		if s.ctx.Err() != nil {
+			t.Fatal(context.Cause(s.ctx))
 		}
 	}
 }
@@ -133,7 +145,7 @@ var cases = []testCase{
 }
 
 func (s *suite) run(t *testing.T, c testCase) bool {
-	s.logf("=== %s: %s", s.transport, c.name)
+	s.logf("=== %s: %s", s.name, c.name)
 	s.rows = append(s.rows, row{name: c.name})
 	start := time.Now()
 	ok := t.Run(c.name, func(t *testing.T) { c.run(s, t) })
@@ -158,7 +170,7 @@ func (s *suite) logf(format string, args ...any) {
 }
 
 func (s *suite) printTable() {
-	fmt.Printf("\ntransport: %s\n", s.transport)
+	fmt.Printf("\n%s\n", s.name)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	for _, r := range s.rows {
 		fmt.Fprintf(w, "  %s\t%s\t%6.1f s\t%s\n", r.name, r.result, r.took.Seconds(), strings.Join(r.notes, "; "))

@@ -134,6 +134,14 @@ func (p *Platform) BrokerSocket() string {
 // StartBroker starts the broker, also again on the data of one that was killed, and waits until it
 // takes commands.
 func (p *Platform) StartBroker(ctx context.Context) error {
+	if err := p.LaunchBroker(); err != nil {
+		return err
+	}
+	return p.AwaitBroker(ctx)
+}
+
+// LaunchBroker is StartBroker without the waiting.
+func (p *Platform) LaunchBroker() error {
 	path := p.BrokerConfigPath()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -146,7 +154,12 @@ func (p *Platform) StartBroker(ctx context.Context) error {
 		return err
 	}
 	p.Broker = proc
-	_, err = p.env.Wait(ctx, "the broker's admin socket", time.Minute, func(ctx context.Context) error {
+	return nil
+}
+
+// AwaitBroker waits until the broker takes commands.
+func (p *Platform) AwaitBroker(ctx context.Context) error {
+	_, err := p.env.Wait(ctx, "the broker's admin socket", time.Minute, func(ctx context.Context) error {
 		_, err := p.BrokerCommand(ctx, "tenant", "list")
 		return err
 	})
