@@ -239,15 +239,16 @@ func (k *killLoop) settled(_ *suite, t *testing.T) {
 	}
 	// Else the kills did not fall into what they are meant for.
 	k.note("%d certificates were seen", seen)
-	if seen < 3*killBoxes {
+	if seen < 2*killBoxes {
 		t.Errorf("%d certificates of %d boxes were seen: there were hardly any renewals", seen, killBoxes)
 	}
 }
 
 // brokerNode is a line of `broker node list -o json`.
 type brokerNode struct {
-	Name, KeyHash string
-	Connected     bool
+	Name, KeyHash     string
+	CertificateIssuer string
+	Connected         bool
 }
 
 func (s *suite) nodeRecords(ctx context.Context) ([]brokerNode, error) {

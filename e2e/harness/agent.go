@@ -52,13 +52,23 @@ func (t *Tenant) Admit(ctx context.Context) error {
 	if _, err := p.BrokerCommand(ctx, "tenant", "add", t.Name, "--kubeconfig", t.Kubeconfig()); err != nil {
 		return err
 	}
-	if _, err := p.BrokerCommand(ctx, "egress", "issue", "--tenant", t.Name, "--out", t.EgressDir()); err != nil {
+	if err := t.IssueEgress(ctx); err != nil {
 		return err
 	}
 	_, err := p.env.Wait(ctx, "the hosts file of "+t.Name, 10*time.Second, func(context.Context) error {
 		_, err := os.Stat(filepath.Join(p.hostsDir(), t.Name))
 		return err
 	})
+	return err
+}
+
+// IssueEgress gets the certificate by which the tenant's API server reaches nodes, in place of the one it has.
+func (t *Tenant) IssueEgress(ctx context.Context) error {
+	args := []string{"egress", "issue", "--tenant", t.Name, "--out", t.EgressDir()}
+	if t.EgressTTL != 0 {
+		args = append(args, "--ttl", t.EgressTTL.String())
+	}
+	_, err := t.platform.BrokerCommand(ctx, args...)
 	return err
 }
 

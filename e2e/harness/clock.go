@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -83,6 +84,13 @@ func (b *Box) SetClock(clock time.Duration) error {
 		return err
 	}
 	return os.Chmod(b.Path(kubeletStarter), 0o755)
+}
+
+// KillKubelet ends the box's kubelet, if one runs.
+func (b *Box) KillKubelet() {
+	if pid := b.FindProcess("kubelet"); pid != 0 {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 }
 
 // KubeletStarts is how often the box's kubelet has been started.

@@ -16,6 +16,9 @@ type Tenant struct {
 	Dir  string // its PKI and kubeconfigs
 	Port int    // of its API server, on the platform's loopback
 
+	// EgressTTL is how long the certificate lives that its API server shows the broker; 0 = the broker's default.
+	EgressTTL time.Duration
+
 	platform *Platform
 	procs    []*Proc
 }

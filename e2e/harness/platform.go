@@ -171,16 +171,16 @@ func (p *Platform) BrokerCommand(ctx context.Context, args ...string) (string, e
 	return p.env.output(ctx, p.env.Product("broker"), append(args, "--socket", p.BrokerSocket())...)
 }
 
-// addWAN connects a router namespace to the WAN and returns the router's address there.
-func (p *Platform) addWAN(router host.Netns) error {
+// addWAN connects a router namespace to the WAN and returns the router's address there. The link is down on the
+// router's side.
+func (p *Platform) addWAN(router host.Netns) (string, error) {
 	p.sites++
 	link := fmt.Sprintf("%s-%d", wanBridge, p.sites)
 	address := fmt.Sprintf("203.0.113.%d", 10+p.sites)
-	return errors.Join(
+	return address, errors.Join(
 		p.Net.IP("link add "+link+" type veth peer name wan netns "+string(router)),
 		p.Net.IP("link set "+link+" master "+wanBridge+" up"),
 		router.IP("addr add "+address+"/24 dev wan"),
-		router.IP("link set wan up"),
 	)
 }
 

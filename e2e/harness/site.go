@@ -21,6 +21,8 @@ type Site struct {
 	Name   string
 	Router host.Netns
 	LAN    host.Netns // the one node's network
+	// WANAddress is the router's: where the broker sees the site's connections come from.
+	WANAddress string
 
 	env *Env
 }
@@ -77,6 +79,9 @@ func (p *Platform) AddSite(name string) (*Site, error) {
 	if s.LAN, err = host.AddNetns(p.env.run.Name(name)); err != nil {
 		return nil, err
 	}
+	if s.WANAddress, err = p.addWAN(s.Router); err != nil {
+		return nil, err
+	}
 	rules := strings.NewReplacer("BROKER", BrokerAddress, "PORT", BrokerPort).Replace(routerRules)
 	return s, errors.Join(
 		s.Router.Sysctl("net/ipv4/ip_forward", "1"),
@@ -87,7 +92,7 @@ func (p *Platform) AddSite(name string) (*Site, error) {
 		s.LAN.IP("addr add "+NodeAddress+"/24 dev eth0"),
 		s.LAN.IP("link set eth0 up"),
 		s.LAN.IP("route add default via "+routerAddress),
-		p.addWAN(s.Router),
+		s.Router.IP("link set wan up"),
 	)
 }
 
