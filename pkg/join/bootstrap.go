@@ -36,7 +36,7 @@ func (j *Joiner) pairServes(node string, rec *Record) error {
 	if err != nil {
 		return err
 	}
-	if err := pair.Usable(node, j.cfg.now()); err != nil {
+	if err := pair.Usable(node, j.clock.Now()); err != nil {
 		return err
 	}
 	// The kubelet's own rotation may bring a certificate from a signer that is not the API server's CA.
@@ -60,7 +60,7 @@ func (j *Joiner) Bootstrap(ctx context.Context, id *Identity) (*Record, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			j.cfg.Logger.Info("the kubelet can't start with what is on disk: asking for what it lacks", "reason", err.Error())
 		}
-		if err := PrepareStateDir(j.cfg.StateDir); err != nil {
+		if err := j.prepareStateDir(); err != nil {
 			return needsHand(err)
 		}
 		rec, err = j.bootstrapOnce(ctx, id)
@@ -103,7 +103,7 @@ func (j *Joiner) bootstrapOnce(ctx context.Context, id *Identity) (*Record, erro
 // join asks the broker what the control plane wants, unless an answer whose token still lives is at hand.
 func (j *Joiner) join(ctx context.Context, id *Identity) (*grant, error) {
 	const margin = 30 * time.Second
-	if g := j.grant; g != nil && j.cfg.now().Add(margin).Before(g.expires) {
+	if g := j.grant; g != nil && j.clock.Now().Add(margin).Before(g.expires) {
 		return g, nil
 	}
 	j.grant = nil
@@ -111,7 +111,7 @@ func (j *Joiner) join(ctx context.Context, id *Identity) (*grant, error) {
 	j.cfg.Report(Progress{Step: StepBootstrap, Doing: fmt.Sprintf("asking %s what tenant %s wants of its kubelets", endpoint, id.Tenant)})
 	var answer enrollapi.JoinResponse
 	broker := client{endpoint, j.TLS(), j.cfg.RequestTimeout}
-	if err := broker.post(ctx, enrollapi.PathJoin, enrollapi.JoinRequest{}, &answer); err != nil {
+	if _, err := broker.post(ctx, enrollapi.PathJoin, enrollapi.JoinRequest{}, &answer); err != nil {
 		return nil, err
 	}
 	if err := j.reached(joinAnswered); err != nil {
@@ -119,7 +119,7 @@ func (j *Joiner) join(ctx context.Context, id *Identity) (*grant, error) {
 	}
 	rec := &Record{
 		Tenant: id.Tenant, Node: id.Node, APIServerCA: answer.APIServerCA, APIServerName: answer.APIServerName,
-		KubeletConfiguration: answer.KubeletConfiguration, Labels: answer.Labels, Taints: answer.Taints, JoinedAt: j.cfg.now().UTC(),
+		KubeletConfiguration: answer.KubeletConfiguration, Labels: answer.Labels, Taints: answer.Taints, JoinedAt: j.clock.Now().UTC(),
 	}
 	if err := rec.check(); err != nil {
 		return nil, fmt.Errorf("broker %s: its answer is of no use: %w", endpoint, err)
@@ -151,7 +151,7 @@ func (j *Joiner) pendingKey() (*ecdsa.PrivateKey, error) {
 		}
 		j.cfg.Logger.Warn("the key of the kubelet's certificate request is torn: making another, nothing hangs on it yet", "err", err)
 	}
-	return makeKey(j.pendingFile())
+	return j.makeKey(j.pendingFile())
 }
 
 func (j *Joiner) dropPendingKey() error {
@@ -167,7 +167,7 @@ func (j *Joiner) keepPair(rec *Record, certPEM []byte, key *ecdsa.PrivateKey) er
 	if len(chain) == 0 {
 		return errors.New("the control plane issued something that is no certificate")
 	}
-	if j.cfg.now().After(chain[0].NotAfter) {
+	if j.clock.Now().After(chain[0].NotAfter) {
 		return errors.Join(errors.New("the certificate request is an old one, whose certificate has expired; making another"), j.dropPendingKey())
 	}
 	rec.ClientIssuer = hex.EncodeToString(chain[0].AuthorityKeyId)
@@ -179,7 +179,7 @@ func (j *Joiner) keepPair(rec *Record, certPEM []byte, key *ecdsa.PrivateKey) er
 	if err != nil {
 		return err
 	}
-	if err := j.paths.SavePair(certPEM, keyPEM, j.cfg.now()); err != nil {
+	if err := j.paths.SavePair(certPEM, keyPEM, j.clock.Now()); err != nil {
 		return err
 	}
 	if err := j.reached(pairWritten); err != nil {

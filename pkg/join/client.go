@@ -25,14 +25,15 @@ type client struct {
 }
 
 // post sends in and decodes the answer into out. A refusal is an *enrollapi.Error. Nothing is sent
-// before the server has been verified, which the TLS configuration does in the handshake.
-func (c client) post(ctx context.Context, path string, in, out any) error {
+// before the server has been verified, which the TLS configuration does in the handshake. The result is the
+// connection that the answer came over.
+func (c client) post(ctx context.Context, path string, in, out any) (*tls.ConnectionState, error) {
 	body, err := json.Marshal(in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(body) > enrollapi.MaxBody {
-		return fmt.Errorf("ask %s: the request is %d bytes long, at most %d are allowed", c.endpoint, len(body), enrollapi.MaxBody)
+		return nil, fmt.Errorf("ask %s: the request is %d bytes long, at most %d are allowed", c.endpoint, len(body), enrollapi.MaxBody)
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -45,29 +46,29 @@ func (c client) post(ctx context.Context, path string, in, out any) error {
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.endpoint+path, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	// Redirects are not followed: the token is for the server that was verified.
 	res, err := transport.RoundTrip(req)
 	if err != nil {
-		return fmt.Errorf("ask broker %s: %w", c.endpoint, err)
+		return nil, fmt.Errorf("ask broker %s: %w", c.endpoint, err)
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, enrollapi.MaxAnswer+1))
 	if err != nil {
-		return fmt.Errorf("ask broker %s: read its answer: %w", c.endpoint, err)
+		return nil, fmt.Errorf("ask broker %s: read its answer: %w", c.endpoint, err)
 	}
 	if len(answer) > enrollapi.MaxAnswer {
-		return fmt.Errorf("ask broker %s: its answer is longer than %d bytes", c.endpoint, enrollapi.MaxAnswer)
+		return nil, fmt.Errorf("ask broker %s: its answer is longer than %d bytes", c.endpoint, enrollapi.MaxAnswer)
 	}
 	if res.StatusCode != http.StatusOK {
-		return refusal(c.endpoint, res.StatusCode, answer)
+		return nil, refusal(c.endpoint, res.StatusCode, answer)
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
-		return fmt.Errorf("ask broker %s: its answer can't be read: %w", c.endpoint, err)
+		return nil, fmt.Errorf("ask broker %s: its answer can't be read: %w", c.endpoint, err)
 	}
-	return nil
+	return res.TLS, nil
 }
 
 // refusal turns an answer that is not 200 into the typed error that it holds.

@@ -28,7 +28,7 @@ import (
 // requestCertificate gets the kubelet's client certificate from the control plane's own signer, by way of
 // the local API endpoint.
 func (j *Joiner) requestCertificate(ctx context.Context, node string, g *grant, key *ecdsa.PrivateKey) ([]byte, error) {
-	api, closeIdle, err := apiClient(j.cfg.APIAddress, j.cfg.RequestTimeout, g)
+	api, closeIdle, err := apiClient(j.cfg.APIAddress, j.cfg.RequestTimeout, j.clock.Now, g)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +131,8 @@ func newCSR(node string, key *ecdsa.PrivateKey) (*certsv1.CertificateSigningRequ
 }
 
 // apiClient speaks to the tenant's API server with the bootstrap token. The second result frees its connections.
-func apiClient(address string, timeout time.Duration, g *grant) (rest.Interface, func(), error) {
+// now is the time to judge its certificate by.
+func apiClient(address string, timeout time.Duration, now func() time.Time, g *grant) (rest.Interface, func(), error) {
 	scheme := runtime.NewScheme()
 	if err := certsv1.AddToScheme(scheme); err != nil {
 		return nil, nil, err
@@ -150,6 +151,7 @@ func apiClient(address string, timeout time.Duration, g *grant) (rest.Interface,
 	if err != nil {
 		return nil, nil, err
 	}
+	tlsConf.Time = now
 	// A transport of its own: client-go keeps its shared ones, with their connections, for ever.
 	transport := &http.Transport{TLSClientConfig: tlsConf}
 	wrapped, err := rest.HTTPWrappersForConfig(conf, transport)

@@ -3,8 +3,10 @@ package join
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,9 +47,38 @@ func (i *Identity) NotAfter() time.Time { return i.leaf.NotAfter }
 // behind, and what helps is the clock, not another certificate.
 func (i *Identity) Expired(now time.Time) bool { return now.After(i.leaf.NotAfter) }
 
-// RenewAt is when a new certificate should be asked for: at two thirds of its life.
+// RenewAt is when a new certificate should be asked for: after two thirds of its life, and up to a tenth
+// of it later. How much later is the certificate's own, so that nodes enrolled together come one by one, and
+// a node that restarts does not wait anew.
 func (i *Identity) RenewAt() time.Time {
-	return i.leaf.NotBefore.Add(i.leaf.NotAfter.Sub(i.leaf.NotBefore) * 2 / 3)
+	begin := i.leaf.NotBefore.Add(pki.Backdate)
+	if !begin.Before(i.leaf.NotAfter) {
+		begin = i.leaf.NotBefore
+	}
+	life := i.leaf.NotAfter.Sub(begin)
+	sum := sha256.Sum256(i.leaf.SerialNumber.Bytes())
+	part := float64(binary.BigEndian.Uint32(sum[:])) / (1 << 32)
+	return begin.Add(life*2/3 + time.Duration(float64(life)/10*part))
+}
+
+// Issuer is the SPKI hash of the CA that issued the certificate; empty if it is none of the CAs that the
+// node trusts (any more).
+func (i *Identity) Issuer() string {
+	for _, ca := range pemCertificates([]byte(i.CABundle)) {
+		if i.leaf.CheckSignatureFrom(ca) == nil {
+			return pki.SPKIHash(ca.PublicKey)
+		}
+	}
+	return ""
+}
+
+// Trusts are the SPKI hashes of the CAs by which brokers are verified.
+func (i *Identity) Trusts() []string {
+	var out []string
+	for _, ca := range pemCertificates([]byte(i.CABundle)) {
+		out = append(out, pki.SPKIHash(ca.PublicKey))
+	}
+	return out
 }
 
 // Fingerprint is the SPKI hash that the broker knows the node by.
@@ -80,9 +111,15 @@ func (i *Identity) complete(key *ecdsa.PrivateKey) error {
 	if !i.cas.AppendCertsFromPEM([]byte(i.CABundle)) {
 		return errors.New("CA bundle: no certificate in it")
 	}
+	return nil
+}
+
+// issuedByBundle checks that the certificate is of a CA that came with it. It is asked of a new identity
+// only: later the CA may be replaced, and the certificate's CA not among those that vouch for brokers.
+func (i *Identity) issuedByBundle() error {
 	inter := x509.NewCertPool()
 	inter.AppendCertsFromPEM([]byte(i.Certificate))
-	_, err = i.leaf.Verify(x509.VerifyOptions{
+	_, err := i.leaf.Verify(x509.VerifyOptions{
 		Roots: i.cas, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		CurrentTime: i.leaf.NotBefore.Add(time.Second),
 	})
@@ -95,6 +132,15 @@ func (i *Identity) complete(key *ecdsa.PrivateKey) error {
 // LoadIdentity returns the identity on disk. ErrNotEnrolled covers an absent one, and one that is torn
 // or does not belong to the key: enrolling again with the key gives the same node.
 func (j *Joiner) LoadIdentity() (*Identity, error) {
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	return j.loadIdentity()
+}
+
+func (j *Joiner) loadIdentity() (*Identity, error) {
+	if j.unsaved != nil {
+		return j.unsaved, nil
+	}
 	data, err := durable.ReadFile(j.identityFile(), maxIdentity)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -119,6 +165,7 @@ func (j *Joiner) LoadIdentity() (*Identity, error) {
 	if err := id.complete(key); err != nil {
 		return nil, fmt.Errorf("%w any more: %s: %w", ErrNotEnrolled, j.identityFile(), err)
 	}
+	j.clock.recall(id.leaf.NotBefore)
 	return id, nil
 }
 
@@ -129,7 +176,7 @@ func (j *Joiner) saveIdentity(id *Identity) error {
 	if err := enc.Encode(id); err != nil {
 		return err
 	}
-	return durable.WriteFile(j.identityFile(), out.Bytes(), 0o600)
+	return j.cfg.WriteFile(j.identityFile(), out.Bytes(), 0o600)
 }
 
 // TLS is the configuration for connections to the broker with the node's identity, which is read from
@@ -142,14 +189,15 @@ func (j *Joiner) TLS() *tls.Config {
 		}
 		return &id.cert, nil
 	}
-	verify := func(cs tls.ConnectionState) error {
-		id, err := j.LoadIdentity()
-		if err != nil {
-			return err
+	return pki.ClientTLS(certificate, j.clock.verify(func(now func() time.Time) pki.Verify {
+		return func(cs tls.ConnectionState) error {
+			id, err := j.LoadIdentity()
+			if err != nil {
+				return err
+			}
+			return pki.VerifyPeer(func() *x509.CertPool { return id.cas }, x509.ExtKeyUsageServerAuth, now, id.isBroker)(cs)
 		}
-		return pki.VerifyPeer(func() *x509.CertPool { return id.cas }, x509.ExtKeyUsageServerAuth, j.cfg.now, id.isBroker)(cs)
-	}
-	return pki.ClientTLS(certificate, verify)
+	}))
 }
 
 func (i *Identity) isBroker(peer pki.Identity) error {

@@ -7,7 +7,8 @@
 // but by Reset.
 //
 //	node.key            the node's lasting identity: made first, kept for ever
-//	identity.json       what the broker made of it: name, certificate, CA bundle    (Enrol)
+//	identity.json       what the broker made of it: name, certificate, CA bundle    (Enrol, Renew, SaveBundle)
+//	clock               the time that it is at least, as the broker's CA has vouched for
 //	join.json           what the control plane wants of its kubelets, no secrets    (Bootstrap)
 //	kubelet-client.key  the key of the certificate that is being asked for
 //
@@ -19,10 +20,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/durable"
@@ -32,7 +35,7 @@ import (
 // Bundle is what a box must be given to join: where, whom to trust, and the right to.
 type Bundle struct {
 	Endpoint     string // host:port
-	Tenant       string
+	Tenant       string // empty: the broker's to say
 	Token        string
 	CACertHashes []string
 }
@@ -43,6 +46,7 @@ type Step string
 // The steps, in order.
 const (
 	StepEnrol     Step = "enrol"
+	StepRenew     Step = "renew"
 	StepBootstrap Step = "bootstrap"
 )
 
@@ -66,7 +70,9 @@ type Config struct {
 	Endpoint string
 	// Hostname asks for a node name.
 	Hostname string
-	Version  string
+	// Serial is the machine's, by which a claim may know it. Default: none.
+	Serial  string
+	Version string
 
 	// APIAddress is the node's local API endpoint, host:port.
 	APIAddress string
@@ -84,6 +90,8 @@ type Config struct {
 	// IssueTimeout bounds the wait for the kubelet's certificate, before it is asked for anew. Default 5m.
 	IssueTimeout time.Duration
 
+	// WriteFile replaces a file of the state directory, whole and durably. Default: durable.WriteFile.
+	WriteFile func(path string, data []byte, perm fs.FileMode) error
 	// Report is told what is being waited for. Default: nobody.
 	Report func(Progress)
 	// Beat is called again and again while a retry is waited for. Default: nobody is told.
@@ -91,7 +99,7 @@ type Config struct {
 	Metrics *Metrics     // default: none
 	Logger  *slog.Logger // default: discards
 
-	now   func() time.Time
+	now   func() time.Time // the system's clock
 	after func(milestone) error // tests stop the work here
 }
 
@@ -110,6 +118,7 @@ type milestone string
 const (
 	keyWritten      milestone = "key written"
 	enrolAnswered   milestone = "enrolment answered"
+	renewAnswered   milestone = "renewal answered"
 	identityWritten milestone = "identity written"
 	joinAnswered    milestone = "join answered"
 	recordWritten   milestone = "record written"
@@ -120,10 +129,17 @@ const (
 	pendingRemoved  milestone = "kubelet key removed"
 )
 
-// Joiner does the steps. Its methods are not for concurrent use, except TLS and LoadIdentity.
+// Joiner does the steps. Enrol, Bootstrap and Reset are not for use beside themselves or each other; all
+// else is safe for concurrent use.
 type Joiner struct {
 	cfg   Config
 	paths kubelet.Paths
+	clock *Clock
+
+	identityMu sync.Mutex // guards the identity's file and unsaved
+	// unsaved is an identity newer than the one on disk, which did not take it.
+	unsaved *Identity
+
 	// grant is the last answer to a join request, kept for as long as its bootstrap token lives.
 	grant *grant
 }
@@ -152,8 +168,16 @@ func New(cfg Config) *Joiner {
 	if cfg.now == nil {
 		cfg.now = time.Now
 	}
-	return &Joiner{cfg: cfg, paths: kubelet.PathsIn(cfg.StateDir, cfg.Kubelet.RootDir)}
+	if cfg.WriteFile == nil {
+		cfg.WriteFile = durable.WriteFile
+	}
+	j := &Joiner{cfg: cfg, paths: kubelet.PathsIn(cfg.StateDir, cfg.Kubelet.RootDir)}
+	j.clock = newClock(j.in("clock"), cfg.now, cfg.WriteFile, cfg.Logger)
+	return j
 }
+
+// Clock is the time that this box knows of.
+func (j *Joiner) Clock() *Clock { return j.clock }
 
 // Paths says where the kubelet's files are.
 func (j *Joiner) Paths() kubelet.Paths { return j.paths }
@@ -176,9 +200,15 @@ func (j *Joiner) reached(m milestone) error {
 // PrepareStateDir makes the state directory and checks that it can be written to, so that a disk that is
 // full or read-only is found out before a token is spent.
 func PrepareStateDir(dir string) error {
+	return prepareStateDir(dir, durable.WriteFile)
+}
+
+func (j *Joiner) prepareStateDir() error { return prepareStateDir(j.cfg.StateDir, j.cfg.WriteFile) }
+
+func prepareStateDir(dir string, write writeFile) error {
 	err := durable.MkdirAll(dir, 0o700)
 	if err == nil {
-		err = durable.WriteFile(filepath.Join(dir, "writable"), []byte("ok\n"), 0o600)
+		err = write(filepath.Join(dir, "writable"), []byte("ok\n"), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("state directory %s can't be written to: %w; make it writable, or set stateDir", dir, err)

@@ -23,7 +23,7 @@ func (j *Joiner) nodeKey() (*ecdsa.PrivateKey, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	return makeKey(j.keyFile())
+	return j.makeKey(j.keyFile())
 }
 
 // loadNodeKey returns the node's key; fs.ErrNotExist if there is none and one may be made. Content that
@@ -38,12 +38,21 @@ func (j *Joiner) loadNodeKey() (*ecdsa.PrivateKey, error) {
 		return nil, fmt.Errorf("%w: %v; restore %s from a backup, or run `edge-agent reset`, remove the node at the broker and enrol with a new token",
 			ErrKeyDamaged, err, path)
 	}
-	aside := path + ".damaged-" + j.cfg.now().UTC().Format("20060102-150405")
+	aside := path + ".damaged-" + j.clock.Now().UTC().Format("20060102-150405")
 	if err := os.Rename(path, aside); err != nil {
 		return nil, fmt.Errorf("set the damaged key aside: %w", err)
 	}
 	j.cfg.Logger.Warn("the node's key was damaged and has been set aside; the node was not enrolled yet, so a new one is made", "err", err, "aside", aside)
 	return nil, fs.ErrNotExist
+}
+
+// Fingerprint is the hash that the broker knows this box's key by; fs.ErrNotExist if there is no key yet.
+func (j *Joiner) Fingerprint() (string, error) {
+	key, err := readKey(j.keyFile())
+	if err != nil {
+		return "", err
+	}
+	return pki.SPKIHash(&key.PublicKey), nil
 }
 
 // errNoKey marks a file that was read and holds no key.
@@ -66,10 +75,10 @@ func readKey(path string) (*ecdsa.PrivateKey, error) {
 }
 
 // makeKey writes a new key to a path where there is none.
-func makeKey(path string) (*ecdsa.PrivateKey, error) {
+func (j *Joiner) makeKey(path string) (*ecdsa.PrivateKey, error) {
 	pem, key, err := pki.MakeKeyPEM()
 	if err != nil {
 		return nil, err
 	}
-	return key, durable.WriteFile(path, pem, 0o600)
+	return key, j.cfg.WriteFile(path, pem, 0o600)
 }

@@ -10,7 +10,7 @@ import (
 
 // Metrics counts the outcomes of attempts:
 //
-//	mooring_agent_join_attempts_total{step="enrol", outcome="ok|refused|nameTaken|badRequest|unavailable|overloaded|internal|error"}
+//	mooring_agent_join_attempts_total{step="enrol|renew|bootstrap", outcome="ok|pending|refused|nameTaken|badRequest|unavailable|overloaded|internal|error"}
 //
 // A nil *Metrics counts nothing.
 type Metrics struct{ attempts *prometheus.CounterVec }
@@ -40,7 +40,7 @@ func outcome(err error) string {
 	var e *enrollapi.Error
 	if errors.As(err, &e) {
 		switch e.Code {
-		case enrollapi.CodeRefused, enrollapi.CodeNameTaken, enrollapi.CodeBadRequest,
+		case enrollapi.CodePending, enrollapi.CodeRefused, enrollapi.CodeNameTaken, enrollapi.CodeBadRequest,
 			enrollapi.CodeUnavailable, enrollapi.CodeOverloaded, enrollapi.CodeInternal:
 			return string(e.Code)
 		}

@@ -59,5 +59,5 @@ func (j *Joiner) saveRecord(rec *Record) error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(j.recordFile(), append(data, '\n'), 0o600)
+	return j.cfg.WriteFile(j.recordFile(), append(data, '\n'), 0o600)
 }

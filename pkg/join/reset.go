@@ -13,7 +13,7 @@ import (
 func (j *Joiner) Reset() ([]string, error) {
 	p := j.paths
 	patterns := []string{
-		j.identityFile(), j.keyFile() + "*", j.recordFile(), j.pendingFile(),
+		j.identityFile(), j.keyFile() + "*", j.recordFile(), j.pendingFile(), j.clock.file,
 		j.in(".*.mooring-tmp-*"), // what a killed writer left may hold a key
 		p.Kubeconfig, p.Configuration, p.CA, p.Environment, p.Log + "*", p.Process, p.Applied,
 		// The kubelet's certificates would be another tenant's after the next join.

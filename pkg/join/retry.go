@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"github.com/mooring-edge/mooring/internal/enrollapi"
 )
 
 // laterError is an error that is tried again at a fixed pace: somebody has to do something about it.
@@ -32,14 +34,19 @@ func (j *Joiner) retry(ctx context.Context, step Step, f func(context.Context) e
 		}
 		var later laterError
 		slow := refused(err) || errors.As(err, &later)
+		pending, isPending := Pending(err)
 		j.cfg.Metrics.outcome(step, err)
 		if slow && j.cfg.StopOnRefusal {
 			j.cfg.Report(Progress{Step: step, Err: err})
 			return err
 		}
 		d := j.backoff(attempt)
-		if slow {
-			d = j.cfg.RefusedRetry
+		switch {
+		case isPending:
+			d = spread(j.pollPace(pending))
+			attempt = 0
+		case slow:
+			d = spread(j.cfg.RefusedRetry)
 			attempt = 0
 		}
 		j.cfg.Report(Progress{Step: step, Err: err, RetryIn: d})
@@ -47,6 +54,29 @@ func (j *Joiner) retry(ctx context.Context, step Step, f func(context.Context) e
 			return err
 		}
 	}
+}
+
+// Pending tells whether err is the broker's word that the box waits for an operator's approval.
+func Pending(err error) (*enrollapi.Error, bool) {
+	var e *enrollapi.Error
+	if errors.As(err, &e) && e.Code == enrollapi.CodePending {
+		return e, true
+	}
+	return nil, false
+}
+
+// pollPace is how often a box that waits for approval asks: as the broker says, within reason.
+func (j *Joiner) pollPace(e *enrollapi.Error) time.Duration {
+	const least, most = time.Second, 10 * time.Minute
+	if e.RetryAfter <= 0 {
+		return min(30*time.Second, j.cfg.RefusedRetry)
+	}
+	return min(max(time.Duration(min(e.RetryAfter, 3600))*time.Second, least), most)
+}
+
+// spread moves d by up to a fifth either way, so that boxes that were refused together come one by one.
+func spread(d time.Duration) time.Duration {
+	return d - d/5 + rand.N(2*d/5+1)
 }
 
 // backoff is full jitter: anything from nothing to the exponentially growing limit.

@@ -1,0 +1,189 @@
+package join
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/durable"
+	"github.com/mooring-edge/mooring/internal/pki"
+)
+
+const (
+	// markInterval is how often the time that has passed since the last bound is put on disk.
+	markInterval = time.Hour
+	maxMark      = 64
+	// maxYear keeps a damaged mark from being taken for a time.
+	maxYear = 2500
+)
+
+// Clock tells the time that certificates are judged by, on a box whose own clock may stand in 1970.
+//
+// It is the system's clock, but never behind a bound: the latest moment that somebody with the broker's CA
+// has vouched for (by beginning a certificate's life there, or by saying the time over a verified
+// connection), and what has passed since then while this process ran. The bound is kept on disk, so that a
+// certificate that has long expired does not come to life again with a clock that was set back.
+//
+// Only what is vouched for raises the bound. The system's clock never does: one that once stood in the
+// future would have the box refuse its broker until then. Safe for concurrent use.
+type Clock struct {
+	file   string
+	system func() time.Time
+	// passed is the time since some moment, by a clock that nobody sets.
+	passed func() time.Duration
+	write  writeFile
+	logger *slog.Logger
+
+	mu sync.Mutex // guards the following fields
+	// bound was reached when passed was at.
+	bound time.Time
+	at    time.Duration
+	mark  time.Time // what is on disk
+	read  bool      // the mark has been read
+}
+
+type writeFile func(path string, data []byte, perm fs.FileMode) error
+
+func newClock(file string, system func() time.Time, write writeFile, logger *slog.Logger) *Clock {
+	begin := time.Now()
+	return &Clock{file: file, system: system, passed: func() time.Duration { return time.Since(begin) }, write: write, logger: logger}
+}
+
+// Now is the system's time, or the bound if that is later.
+func (c *Clock) Now() time.Time {
+	now, floor := c.system(), c.Floor()
+	if floor.After(now) {
+		return floor
+	}
+	return now
+}
+
+// Floor is the time that it is at least; the zero time if nothing is known.
+func (c *Clock) Floor() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.floor()
+}
+
+func (c *Clock) floor() time.Time {
+	if !c.read {
+		c.read = true
+		c.readMark()
+	}
+	if c.bound.IsZero() {
+		return time.Time{}
+	}
+	return c.bound.Add(c.passed() - c.at)
+}
+
+// Behind is how far the system's clock is known to be behind, or 0.
+func (c *Clock) Behind() time.Duration {
+	return max(0, c.Floor().Sub(c.system()))
+}
+
+// System is what the system's clock says.
+func (c *Clock) System() time.Time { return c.system() }
+
+// Learn takes a bound that is vouched for, and keeps it on disk where it is news.
+func (c *Clock) Learn(bound time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.raise(bound)
+	// A minute: bounds come by the second, and disks wear.
+	if bound.After(c.mark.Add(time.Minute)) {
+		c.save()
+	}
+}
+
+// recall takes a bound that is on disk elsewhere.
+func (c *Clock) recall(bound time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.raise(bound)
+}
+
+func (c *Clock) raise(bound time.Time) {
+	if bound.After(c.floor()) {
+		c.bound, c.at = bound, c.passed()
+	}
+}
+
+// Tick puts the bound on disk if it has moved on by an hour. It is to be called now and then.
+func (c *Clock) Tick() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if floor := c.floor(); !floor.IsZero() && floor.Sub(c.mark) >= markInterval {
+		c.save()
+	}
+}
+
+func (c *Clock) save() {
+	floor := c.floor().UTC().Truncate(time.Second)
+	if err := c.write(c.file, []byte(floor.Format(time.RFC3339)+"\n"), 0o600); err != nil {
+		c.logger.Debug("the time that is known can't be kept on disk", "err", err)
+		return
+	}
+	c.mark = floor
+}
+
+// readMark takes the mark on disk. One that is damaged is as good as absent: it is only a bound.
+func (c *Clock) readMark() {
+	data, err := durable.ReadFile(c.file, maxMark)
+	if err == nil {
+		c.mark, err = parseMark(data)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.logger.Warn("the time that was known is lost; the broker says it again", "err", err)
+	}
+	if c.mark.After(c.bound) {
+		c.bound, c.at = c.mark, c.passed()
+	}
+}
+
+func parseMark(data []byte) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, string(bytes.TrimSpace(data)))
+	if err != nil || t.Year() > maxYear || t.Unix() < 0 {
+		return time.Time{}, fmt.Errorf("%q is no time", data)
+	}
+	return t, nil
+}
+
+// forget removes the mark.
+func (c *Clock) forget() error { return os.Remove(c.file) }
+
+// verify judges a peer by the given verification at the right time: now, or the beginning of the peer's own
+// certificate if that is later, for then it is at least that late, if only the CA says so. A peer that
+// passes vouches for that moment.
+func (c *Clock) verify(with func(now func() time.Time) pki.Verify) pki.Verify {
+	return func(cs tls.ConnectionState) error {
+		at := c.Now()
+		if len(cs.PeerCertificates) > 0 && cs.PeerCertificates[0].NotBefore.After(at) {
+			at = cs.PeerCertificates[0].NotBefore
+		}
+		if err := with(func() time.Time { return at })(cs); err != nil {
+			return err
+		}
+		c.Learn(cs.PeerCertificates[0].NotBefore)
+		return nil
+	}
+}
+
+// learnSaid takes the time that a verified broker said, if its certificate can be that old: one whose own
+// certificate is not valid by its own clock is not believed.
+func (c *Clock) learnSaid(said time.Time, cs *tls.ConnectionState) {
+	if said.IsZero() || cs == nil || len(cs.PeerCertificates) == 0 {
+		return
+	}
+	leaf := cs.PeerCertificates[0]
+	if said.Before(leaf.NotBefore) || said.After(leaf.NotAfter) {
+		c.logger.Warn("the broker says a time at which its own certificate is not valid; not believed", "time", said, "valid_from", leaf.NotBefore, "valid_to", leaf.NotAfter)
+		return
+	}
+	c.Learn(said)
+}

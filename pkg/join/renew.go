@@ -1,0 +1,273 @@
+package join
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/pki"
+)
+
+// Renew asks once for a new certificate, by the node's certificate, which may have expired: what counts is
+// the key. If the broker refuses and there is a join bundle with another token than the one that was
+// enrolled with, it enrols with that. Safe for use beside Bootstrap.
+func (j *Joiner) Renew(ctx context.Context) (*Identity, error) {
+	old, err := j.LoadIdentity()
+	if err != nil {
+		return nil, err
+	}
+	id, err := j.renewOnce(ctx, old)
+	if err == nil {
+		j.cfg.Metrics.outcome(StepRenew, nil)
+		j.cfg.Logger.Info("the node's certificate is renewed", "tenant", id.Tenant, "node", id.Node, "expires", id.NotAfter())
+		return id, nil
+	}
+	if !refused(err) {
+		return nil, err
+	}
+	if j.hasOtherToken(old) {
+		j.cfg.Logger.Warn("the broker does not renew the node's certificate: enrolling with the token of the new join bundle", "err", err)
+		return j.enrolOnce(ctx)
+	}
+	return nil, needsHand(fmt.Errorf("the broker does not renew the certificate of node %s of tenant %s (removed, or revoked?): %w; "+
+		"`broker node list` says which; a join bundle with a new token lets a removed node in again", old.Node, old.Tenant, err))
+}
+
+// hasOtherToken tells whether there is a join bundle with a token that id was not made with.
+func (j *Joiner) hasOtherToken(id *Identity) bool {
+	b, err := j.cfg.Bundle()
+	if err != nil {
+		return false
+	}
+	token, err := enrollapi.ParseToken(b.Token)
+	return err == nil && token.ID != id.TokenID
+}
+
+func (j *Joiner) renewOnce(ctx context.Context, old *Identity) (*Identity, error) {
+	key, err := readKey(j.keyFile())
+	if err != nil {
+		return nil, err
+	}
+	csr, err := pki.MakeCSR(key, j.cfg.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	endpoint := j.endpoint(old.Endpoint)
+	j.cfg.Report(Progress{Step: StepRenew, Doing: "asking " + endpoint + " for a new certificate"})
+	broker := client{endpoint, j.TLS(), j.cfg.RequestTimeout}
+	var answer enrollapi.EnrolResponse
+	cs, err := broker.post(ctx, enrollapi.PathRenew, enrollapi.RenewRequest{CSR: string(csr), Version: j.cfg.Version}, &answer)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.reached(renewAnswered); err != nil {
+		return nil, err
+	}
+	id, err := j.identityOf(&answer, key, cs)
+	if err != nil {
+		return nil, fmt.Errorf("broker %s: %w", endpoint, err)
+	}
+	if id.SPIFFE() != old.SPIFFE() {
+		return nil, fmt.Errorf("broker %s renewed the certificate of %s as %s", endpoint, old.SPIFFE(), id.SPIFFE())
+	}
+	id.Endpoint, id.TokenID, id.EnrolledAt = old.Endpoint, old.TokenID, old.EnrolledAt
+	return id, j.keep(id)
+}
+
+// identityOf makes an identity of an answer, if it will serve: else the next start would find a bad one
+// and know no better. cs is the connection that the answer came over.
+func (j *Joiner) identityOf(answer *enrollapi.EnrolResponse, key *ecdsa.PrivateKey, cs *tls.ConnectionState) (*Identity, error) {
+	id := &Identity{
+		Tenant: answer.Tenant, Node: answer.Node, TrustDomain: answer.TrustDomain,
+		Certificate: answer.Certificate, CABundle: answer.CABundle,
+	}
+	err := id.complete(key)
+	if err == nil {
+		err = id.issuedByBundle()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("it gave an identity that does not hold together: %w", err)
+	}
+	// Whoever gave it must be a broker by it too: else the box would have locked itself out.
+	verify := j.clock.verify(func(now func() time.Time) pki.Verify {
+		return pki.VerifyPeer(func() *x509.CertPool { return id.cas }, x509.ExtKeyUsageServerAuth, now, id.isBroker)
+	})
+	if err := verify(*cs); err != nil {
+		return nil, fmt.Errorf("it gave a CA bundle that it is not verified by itself: %w", err)
+	}
+	j.clock.learnSaid(answer.Time, cs)
+	j.clock.Learn(id.leaf.NotBefore)
+	return id, nil
+}
+
+// keep makes id the node's identity. Where the disk does not take it, it serves from memory and goes to
+// disk when that can be written to again: a node whose disk has failed is still better off connected.
+func (j *Joiner) keep(id *Identity) error {
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	return j.keepLocked(id)
+}
+
+func (j *Joiner) keepLocked(id *Identity) error {
+	err := j.saveIdentity(id)
+	if err != nil {
+		j.unsaved = id
+		j.cfg.Logger.Error("the node's identity is renewed, but in memory only: it does not last beyond this process", "err", err)
+		return nil
+	}
+	j.unsaved = nil
+	return j.reached(identityWritten)
+}
+
+// Flush puts on disk what could not be kept so far.
+func (j *Joiner) Flush() {
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	if j.unsaved != nil && j.saveIdentity(j.unsaved) == nil {
+		j.unsaved = nil
+	}
+}
+
+// Nudge says why the certificate should be renewed before its time.
+type Nudge int
+
+const (
+	// NudgeRefused: the broker refused the certificate.
+	NudgeRefused Nudge = iota + 1
+	// NudgeIssuer: the broker's CA is another than the certificate's. All nodes learn that at once, so
+	// each waits a random part of a minute.
+	NudgeIssuer
+)
+
+const (
+	issuerSpread = time.Minute
+	// lookInterval is how often the clock is looked at while renewal is waited for: it may be set.
+	lookInterval = time.Minute
+	// soon is how long after a renewal another one counts as one too many, and has to wait longer.
+	soon = 10 * time.Minute
+)
+
+// KeepCertificate renews the node's certificate whenever that is due or a nudge asks for it, and tells
+// renewed of each new identity. It returns when ctx ends. A failed renewal is tried again as Enrol is.
+func (j *Joiner) KeepCertificate(ctx context.Context, nudges <-chan Nudge, renewed func(*Identity)) error {
+	var last time.Duration // when the last renewal was, by the clock that nobody sets
+	inARow := 0
+	for {
+		if err := j.untilDue(ctx, nudges); err != nil {
+			return err
+		}
+		if now := j.clock.passed(); inARow == 0 || now-last > soon {
+			inARow = 0
+		} else if err := j.wait(ctx, j.backoff(inARow)); err != nil {
+			return err
+		}
+		var id *Identity
+		err := j.retry(ctx, StepRenew, func(ctx context.Context) (err error) {
+			id, err = j.Renew(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		select {
+		case <-nudges: // it was about the old certificate
+		default:
+		}
+		last, inARow = j.clock.passed(), inARow+1
+		renewed(id)
+	}
+}
+
+// untilDue returns when the certificate is to be renewed.
+func (j *Joiner) untilDue(ctx context.Context, nudges <-chan Nudge) error {
+	for {
+		wait := lookInterval
+		if id, err := j.LoadIdentity(); err == nil {
+			left := id.RenewAt().Sub(j.clock.Now())
+			if left <= 0 {
+				return nil
+			}
+			wait = min(wait, left)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		case <-timer.C:
+		case n := <-nudges:
+			timer.Stop()
+			if n == NudgeIssuer {
+				return j.wait(ctx, rand.N(min(issuerSpread, j.cfg.RefusedRetry)))
+			}
+			return nil
+		}
+	}
+}
+
+// errBundle marks a CA bundle that is not taken.
+var errBundle = errors.New("bad CA bundle")
+
+const (
+	maxBundle    = 64 << 10
+	maxBundleCAs = 8
+)
+
+// SaveBundle makes bundle, which a broker has sent over the tunnel, the CAs by which brokers are verified
+// from now on. All of it must be CAs of the node's trust domain.
+func (j *Joiner) SaveBundle(bundle string) (*Identity, error) {
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	old, err := j.loadIdentity()
+	if err != nil {
+		return nil, err
+	}
+	if old.CABundle == bundle {
+		return old, nil
+	}
+	if _, err := parseBundle(bundle, old.TrustDomain); err != nil {
+		return nil, fmt.Errorf("the broker sent a CA bundle that is not taken: %w", err)
+	}
+	id := &Identity{
+		Endpoint: old.Endpoint, Tenant: old.Tenant, Node: old.Node, TrustDomain: old.TrustDomain, Certificate: old.Certificate,
+		CABundle: bundle, TokenID: old.TokenID, EnrolledAt: old.EnrolledAt,
+	}
+	key, err := readKey(j.keyFile())
+	if err != nil {
+		return nil, err
+	}
+	if err := id.complete(key); err != nil {
+		return nil, err
+	}
+	if err := j.keepLocked(id); err != nil {
+		return nil, err
+	}
+	j.cfg.Logger.Info("the broker's CAs have changed", "trusts", id.Trusts())
+	return id, nil
+}
+
+// parseBundle reads CA certificates, all of one trust domain.
+func parseBundle(bundle, trustDomain string) ([]*x509.Certificate, error) {
+	if len(bundle) > maxBundle {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", errBundle, len(bundle), maxBundle)
+	}
+	cas := pemCertificates([]byte(bundle))
+	if n := len(cas); n == 0 || n > maxBundleCAs {
+		return nil, fmt.Errorf("%w: %d certificates, want 1 to %d", errBundle, n, maxBundleCAs)
+	}
+	for _, ca := range cas {
+		switch {
+		case !ca.IsCA || !ca.BasicConstraintsValid || ca.KeyUsage&x509.KeyUsageCertSign == 0:
+			return nil, fmt.Errorf("%w: %q is no CA", errBundle, ca.Subject)
+		case len(ca.URIs) != 1 || ca.URIs[0].String() != "spiffe://"+trustDomain:
+			return nil, fmt.Errorf("%w: %q is not a CA of trust domain %s", errBundle, ca.Subject, trustDomain)
+		}
+	}
+	return cas, nil
+}
