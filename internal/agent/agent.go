@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/durable"
 	"github.com/mooring-edge/mooring/internal/version"
 	"github.com/mooring-edge/mooring/pkg/health"
 	"github.com/mooring-edge/mooring/pkg/join"
@@ -39,6 +41,13 @@ const (
 	condKubelet   = "Kubelet"
 )
 
+// These say more of a node that is ready or not.
+const (
+	condCertificate = "Certificate"
+	condClock       = "Clock"
+	condStorage     = "Storage"
+)
+
 const (
 	// tickInterval is how often the tunnel's loop shows that it goes round; beatLimit is when it counts as stuck.
 	tickInterval = 10 * time.Second
@@ -52,12 +61,23 @@ type Agent struct {
 	cfg        *config.Agent
 	logger     *slog.Logger
 	configured []netip.Addr // node.addresses
+	serial     string       // the machine's; may be empty
 	joiner     *join.Joiner
 	health     *health.Tracker
 	registry   *prometheus.Registry
 	metrics    *metrics
 	client     *tunnel.Client
-	generation *generation
+	lineage    *lineage
+	console    *console
+
+	nudges      chan join.Nudge // holds one
+	bundles     chan bundleOf   // holds one
+	kubeletWoke chan struct{}   // holds one: look at the kubelet's certificate now
+
+	write        func(path string, data []byte, perm fs.FileMode) error
+	setTime      func(time.Time) error
+	setFailed    bool // of watchClock alone
+	storageEvery time.Duration
 
 	tunnelRuns atomic.Bool                    // the tunnel's loop gives the beat from then on
 	session    atomic.Pointer[tunnel.Session] // the live one, or nil
@@ -74,6 +94,12 @@ type Options struct {
 	Bundle func() (join.Bundle, error)
 	// StopOnRefusal has a refusal by the broker end Join instead of being tried again.
 	StopOnRefusal bool
+
+	// For tests.
+	now          func() time.Time
+	write        func(path string, data []byte, perm fs.FileMode) error
+	setTime      func(time.Time) error
+	storageEvery time.Duration
 }
 
 // New puts an agent together. It starts nothing and touches no file.
@@ -88,7 +114,20 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, logger: o.Logger, registry: prometheus.NewRegistry()}
+	a := &Agent{
+		cfg: cfg, logger: o.Logger, registry: prometheus.NewRegistry(), console: &console{},
+		nudges: make(chan join.Nudge, 1), bundles: make(chan bundleOf, 1), kubeletWoke: make(chan struct{}, 1),
+		write: o.write, setTime: o.setTime, storageEvery: o.storageEvery,
+	}
+	if a.write == nil {
+		a.write = durable.WriteFile
+	}
+	if a.setTime == nil {
+		a.setTime = setSystemClock
+	}
+	if a.storageEvery <= 0 {
+		a.storageEvery = storageInterval
+	}
 	for _, s := range cfg.Node.Addresses {
 		addr, err := netip.ParseAddr(s)
 		if err != nil {
@@ -102,9 +141,13 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 	a.registry.MustRegister(a.health.Collector(), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a.metrics = newMetrics(a.registry)
-	a.generation = newGeneration(cfg.StateDir, o.Logger)
+	a.lineage = newLineage(cfg.StateDir, a.writeFile, o.Logger)
+	a.serial = cfg.Node.Serial
+	if a.serial == "" {
+		a.serial = machineSerial("/")
+	}
 	a.joiner = join.New(join.Config{
-		StateDir: cfg.StateDir, Bundle: o.Bundle, Endpoint: cfg.Tunnel.Endpoint, Hostname: name, Version: version.Version,
+		StateDir: cfg.StateDir, Bundle: o.Bundle, Endpoint: cfg.Tunnel.Endpoint, Hostname: name, Serial: a.serial, Version: version.Version,
 		APIAddress: cfg.APIAddress,
 		Kubelet: join.Kubelet{
 			RootDir: cfg.Kubelet.RootDir, Port: cfg.Kubelet.Port, Addresses: a.configured,
@@ -112,6 +155,7 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 		},
 		StopOnRefusal: o.StopOnRefusal,
 		Report:        a.progress, Beat: a.beatBeforeTunnel,
+		WriteFile: a.writeFile, Now: o.now,
 		Metrics: join.NewMetrics(a.registry), Logger: o.Logger,
 	})
 	a.client = a.newClient()
@@ -156,13 +200,13 @@ func (a *Agent) newClient() *tunnel.Client {
 			return &tunnel.Dialer{
 				Endpoint: a.endpoint(), TLS: a.joiner.TLS(), Transport: tunnel.Transport(a.cfg.Tunnel.Transport),
 				Config: tunnel.Config{
-					Hello: a.hello, Handler: dials.handle,
+					Hello: a.hello, Handler: dials.handle, OnBundle: a.onBundle,
 					HeartbeatInterval: a.cfg.Tunnel.HeartbeatInterval.Duration, HeartbeatTimeout: a.cfg.Tunnel.HeartbeatTimeout.Duration,
 					Logger: a.logger, Metrics: shared,
 				},
 			}
 		},
-		OnUp: a.tunnelUp, OnDown: a.tunnelDown,
+		OnUp: a.tunnelUp, OnDown: a.tunnelDown, Pace: a.pace,
 		Tick: a.health.Beat, TickInterval: tickInterval,
 		Logger: a.logger,
 	})
@@ -184,7 +228,8 @@ func (a *Agent) endpoint() string {
 func (a *Agent) hello() wire.Hello {
 	addrs := nodeAddresses(context.Background(), a.configured, a.endpoint())
 	a.addresses.Store(&addrs)
-	h := wire.Hello{Version: version.Version, Addresses: addrs, Generation: a.generation.next(), KubeletPort: uint16(a.cfg.Kubelet.Port)}
+	h := wire.Hello{Version: version.Version, Addresses: addrs, KubeletPort: uint16(a.cfg.Kubelet.Port)}
+	a.lineage.next(&h)
 	if id := a.identity.Load(); id != nil {
 		h.Node = id.Node
 	}
@@ -220,14 +265,21 @@ func (a *Agent) tunnelUp(s *tunnel.Session) {
 	a.health.Set(condTunnel, health.True, "Up", fmt.Sprintf("connected to %s by %s", a.endpoint(), s.Transport()))
 }
 
+// lasting is how long a session must have been up to count as accepted by a broker that does not say so.
+const lasting = 10 * time.Second
+
 func (a *Agent) tunnelDown(err error) {
-	a.session.Store(nil)
-	a.metrics.up.Set(0)
-	message := fmt.Sprintf("no connection to %s, trying again", a.endpoint())
-	if err != nil {
-		message += ": " + err.Error()
+	_, away := turnedAway(err)
+	if s := a.session.Swap(nil); s != nil && !away && time.Since(s.Stats().Since) >= lasting {
+		a.lineage.accepted()
 	}
-	a.health.Set(condTunnel, health.False, "Down", message)
+	a.metrics.up.Set(0)
+	reason, message := a.whyDown(err)
+	a.health.Set(condTunnel, health.False, reason, message)
+	// A node that was removed may have been given a new token meanwhile, which the attempt to renew finds.
+	if tunnel.CertificateRefused(err) || reason == "Revoked" {
+		a.nudge(join.NudgeRefused)
+	}
 }
 
 // beatBeforeTunnel stands for the tunnel's beat while there is no tunnel yet: enrolling is then all that
@@ -240,15 +292,26 @@ func (a *Agent) beatBeforeTunnel() {
 
 // progress turns a report of pkg/join into a condition.
 func (a *Agent) progress(p join.Progress) {
-	cond := map[join.Step]string{join.StepEnrol: condEnrolled, join.StepBootstrap: condBootstrap}[p.Step]
+	cond := map[join.Step]string{join.StepEnrol: condEnrolled, join.StepRenew: condCertificate, join.StepBootstrap: condBootstrap}[p.Step]
 	if p.Err == nil {
-		if a.health.Get(cond).Reason == "Failing" {
-			return // why the last attempt failed says more than that there is another
+		// A certificate that is being renewed is good until it is not.
+		if r := a.health.Get(cond).Reason; r != "Failing" && r != "Pending" && p.Step != join.StepRenew {
+			a.health.Set(cond, health.False, "InProgress", p.Doing)
 		}
-		a.health.Set(cond, health.False, "InProgress", p.Doing)
-		return
+		return // why the last attempt failed says more than that there is another
 	}
 	message := p.Err.Error()
+	if _, pending := join.Pending(p.Err); pending {
+		a.pending(cond, message)
+		return
+	}
+	if id := a.identity.Load(); p.Step == join.StepRenew && id != nil {
+		what := "the node's certificate, good until %s, can't be renewed so far: %s"
+		if id.Expired(a.joiner.Clock().Now()) {
+			what = "the node's certificate expired on %s and can't be renewed so far: %s"
+		}
+		message = fmt.Sprintf(what, id.NotAfter().UTC().Format(time.RFC3339), message)
+	}
 	if p.RetryIn > 0 {
 		message += fmt.Sprintf(" (trying again in %s)", p.RetryIn.Round(100*time.Millisecond))
 	}
@@ -257,10 +320,21 @@ func (a *Agent) progress(p join.Progress) {
 	a.health.Set(cond, health.False, "Failing", message)
 }
 
+// pending says that the box waits for an operator, and by what the operator knows it.
+func (a *Agent) pending(cond, brokerSays string) {
+	key, _ := a.joiner.Fingerprint()
+	message := "waiting for an operator to approve this box: `broker node approve` with key " + key
+	if a.serial != "" {
+		message += ", serial number " + a.serial
+	}
+	a.health.Set(cond, health.False, "Pending", message+" (the broker says: "+brokerSays+")")
+	a.console.say(message)
+}
+
 // enrolled makes an identity known to all parts.
 func (a *Agent) enrolled(id *join.Identity) {
 	a.identity.Store(id)
-	a.metrics.expiry.Set(float64(id.NotAfter().Unix()))
+	a.certificateState(id)
 	a.health.Set(condEnrolled, health.True, "Enrolled", fmt.Sprintf("node %s of tenant %s", id.Node, id.Tenant))
 }
 

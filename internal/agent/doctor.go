@@ -59,6 +59,7 @@ func Doctor(ctx context.Context, cfg *config.Agent, cfgErr error, socket string)
 	d.stateDir()
 	d.agent()
 	d.identity()
+	d.conditions()
 	d.joinBundle()
 	d.broker(ctx)
 	d.tunnel()
@@ -120,7 +121,7 @@ func (d *doctor) identity() {
 	who := fmt.Sprintf("node %s of tenant %s", id.Node, id.Tenant)
 	switch {
 	case left <= 0:
-		d.fail(name, who+", but its certificate has expired", "look at the clock; else put a new join bundle in place (`broker token create`)")
+		d.fail(name, who+", but its certificate has expired", "the broker renews it by the node's key once it is reached (see below); if it refuses, put a new join bundle in place (`broker token create`)")
 	case time.Now().Before(id.EnrolledAt.Add(-24 * time.Hour)):
 		d.fail(name, fmt.Sprintf("%s, enrolled on %s, which is in the future", who, id.EnrolledAt.Format(time.DateOnly)), "set the clock (timedatectl, chronyc)")
 	default:
@@ -128,15 +129,43 @@ func (d *doctor) identity() {
 	}
 }
 
+// conditions repeats what the running agent knows and no look from outside finds.
+func (d *doctor) conditions() {
+	if d.status == nil {
+		return
+	}
+	for _, c := range d.status.Conditions {
+		if c.Status != health.False {
+			continue
+		}
+		switch c.Type {
+		case condCertificate:
+			d.fail("certificate", oneLine(c.Message), "see the checks of the broker below; the message says what else helps")
+		case condStorage:
+			d.fail("storage", oneLine(c.Message), "free space in, or remount, "+d.cfg.StateDir+"; the agent sees it by itself")
+		case condClock:
+			d.fail("clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep), or node.setClock: true")
+		case condEnrolled:
+			if c.Reason == "Pending" {
+				d.warn("approval", oneLine(c.Message), "have an operator compare the key, and approve it")
+			}
+		}
+	}
+}
+
 func (d *doctor) joinBundle() {
 	const name = "join bundle"
 	b, err := ReadBundle(d.cfg.JoinFile)
 	switch {
-	case err == nil && d.id != nil && b.Tenant != d.id.Tenant:
+	case err == nil && d.id != nil && b.Tenant != "" && b.Tenant != d.id.Tenant:
 		d.warn(name, fmt.Sprintf("%s is for tenant %s, but the node is enrolled in %s", d.cfg.JoinFile, b.Tenant, d.id.Tenant), "`edge-agent reset` before it can join the other")
 	case err == nil:
 		d.bundle = &b
-		d.ok(name, fmt.Sprintf("%s, for tenant %s at %s", d.cfg.JoinFile, b.Tenant, b.Endpoint))
+		tenant := "tenant " + b.Tenant
+		if b.Tenant == "" {
+			tenant = "whichever tenant the broker says,"
+		}
+		d.ok(name, fmt.Sprintf("%s, for %s at %s", d.cfg.JoinFile, tenant, b.Endpoint))
 	case d.id != nil:
 		d.skip(name, "not needed: enrolled already")
 	default:

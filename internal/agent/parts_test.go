@@ -3,14 +3,18 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/mooring-edge/mooring/internal/durable"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -75,24 +79,125 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// say is what the box says of itself at its next session.
+func say(l *lineage) wire.Hello {
+	var h wire.Hello
+	l.next(&h)
+	return h
+}
+
+func testLineage(dir string) *lineage {
+	return newLineage(dir, durable.WriteFile, slog.New(slog.DiscardHandler))
+}
+
 func TestGenerationNeverGoesBack(t *testing.T) {
 	dir := t.TempDir()
-	g := newGeneration(dir, slog.New(slog.DiscardHandler))
+	g := testLineage(dir)
 	for want := uint64(1); want <= 3; want++ {
-		if got := g.next(); got != want {
+		if got := say(g).Generation; got != want {
 			t.Errorf("%d, want %d", got, want)
 		}
 	}
-	if got := newGeneration(dir, slog.New(slog.DiscardHandler)).next(); got != 4 {
+	if got := say(testLineage(dir)).Generation; got != 4 {
 		t.Errorf("after a restart: %d, want 4", got)
 	}
 	// Torn while running: the count in memory goes on.
 	if err := os.WriteFile(g.path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := g.next(); got != 4 {
+	if got := say(g).Generation; got != 4 {
 		t.Errorf("after the file was torn: %d, want 4", got)
 	}
+	// The form of an earlier version.
+	if err := os.WriteFile(g.path, []byte("41\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if h := say(testLineage(dir)); h.Generation != 42 || h.Instance == "" || len(h.Ancestors) != 0 {
+		t.Errorf("from the old form: %+v", h)
+	}
+}
+
+func TestLineage(t *testing.T) {
+	dir := t.TempDir()
+	l := testLineage(dir)
+	first := say(l)
+	if again := say(l); again.Instance != first.Instance || again.Volatile || len(again.Ancestors) != 0 {
+		t.Errorf("before a session was accepted: %+v, then %+v", first, again)
+	}
+	l.accepted()
+	second := say(l)
+	if second.Instance == first.Instance || !slices.Equal(second.Ancestors, []string{first.Instance}) {
+		t.Errorf("after it was accepted: %+v, then %+v", first, second)
+	}
+	if err := second.Validate(); err != nil {
+		t.Error(err)
+	}
+	// A box that loses power again and again before it gets through: what the broker knows it by stays.
+	for range 30 {
+		h := say(testLineage(dir))
+		if err := h.Validate(); err != nil || !slices.Contains(h.Ancestors, first.Instance) || h.Instance == second.Instance {
+			t.Fatalf("%+v: %v", h, err)
+		}
+	}
+	// Two boxes with one disk's past part here.
+	data, err := os.ReadFile(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clone := t.TempDir()
+	if err := os.WriteFile(filepath.Join(clone, "generation"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, b := say(testLineage(dir)), say(testLineage(clone))
+	if a.Instance == b.Instance || !slices.Equal(a.Ancestors, b.Ancestors) {
+		t.Errorf("a box and its clone: %+v, %+v", a, b)
+	}
+}
+
+func TestLineageOnADiskThatTakesNothing(t *testing.T) {
+	dir := t.TempDir()
+	full := false
+	l := newLineage(dir, func(path string, data []byte, perm fs.FileMode) error {
+		if full {
+			return syscall.ENOSPC
+		}
+		return durable.WriteFile(path, data, perm)
+	}, slog.New(slog.DiscardHandler))
+	first := say(l)
+	l.accepted()
+	full = true
+	lost := say(l)
+	if !lost.Volatile || !slices.Equal(lost.Ancestors, []string{first.Instance}) {
+		t.Errorf("on a full disk: %+v after %+v", lost, first)
+	}
+	full = false
+	if kept := say(l); kept.Volatile || kept.Instance != lost.Instance {
+		t.Errorf("with room again: %+v after %+v", kept, lost)
+	}
+	full = true
+	if h := say(l); h.Volatile || h.Instance != lost.Instance {
+		t.Errorf("the instance is on disk, only the count is not: %+v", h)
+	}
+}
+
+// FuzzLineage: whatever is on disk, what is taken of it can be sent.
+func FuzzLineage(f *testing.F) {
+	f.Add([]byte("17\n"))
+	f.Add([]byte(`{"generation":3,"instances":["0123456789abcdef","fedcba9876543210"],"accepted":"fedcba9876543210"}`))
+	f.Add([]byte(`{"generation":-1,"instances":["x"]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		past, err := parseLineage(data)
+		if err != nil {
+			return
+		}
+		l := &lineage{path: "x", write: func(string, []byte, fs.FileMode) error { return nil }, logger: slog.New(slog.DiscardHandler), read: true, past: past}
+		for range 3 {
+			if err := say(l).Validate(); err != nil {
+				t.Fatal(err)
+			}
+			l.accepted()
+		}
+	})
 }
 
 func TestLeftoverSocketIsReplacedALivingOneIsNot(t *testing.T) {

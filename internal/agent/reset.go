@@ -29,8 +29,8 @@ func (a *Agent) Reset(ctx context.Context) ([]string, error) {
 	}
 	id, idErr := a.joiner.LoadIdentity()
 	removed, err := a.joiner.Reset()
-	if a.generation.forget() {
-		removed = append(removed, a.generation.path)
+	if a.lineage.forget() {
+		removed = append(removed, a.lineage.path)
 	}
 	for _, path := range removed {
 		said = append(said, "removed "+path)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
@@ -26,8 +27,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer local.close()
 
+	a.console.path = a.cfg.Node.Console // a person who joins by hand reads the log
 	g := newGroup(ctx)
 	g.start(a.health.Run)
+	g.start(a.watchClock)
+	g.start(a.watchStorage)
 	g.start(func(ctx context.Context) error { return a.serveAPI(ctx, local.api) })
 	g.start(func(ctx context.Context) error { return a.serveAdmin(ctx, local.admin) })
 	if local.health != nil {
@@ -83,7 +87,8 @@ var errJoined = errors.New("joined")
 
 // lock prepares the state directory and takes it for this process.
 func (a *Agent) lock(command string) (func(), error) {
-	if err := join.PrepareStateDir(a.cfg.StateDir); err != nil {
+	if err := join.ProbeStateDir(a.cfg.StateDir, a.writeFile); err != nil {
+		a.storageSays(err)
 		// An enrolled box goes on without a disk that it can write to: better a node without
 		// renewals than no node.
 		if _, idErr := a.joiner.LoadIdentity(); idErr != nil {
@@ -152,7 +157,7 @@ func (a *Agent) work(ctx context.Context, g *group) error {
 	// From disk alone first: neither broker nor API server need be there for a kubelet that has its files.
 	if id, err := a.joiner.LoadIdentity(); err == nil {
 		a.enrolled(id)
-		if rec, err := a.joiner.Ready(id); err == nil {
+		if rec, err := a.joiner.Record(id); err == nil {
 			if err := runner.run(rec); err != nil {
 				return err
 			}
@@ -163,36 +168,60 @@ func (a *Agent) work(ctx context.Context, g *group) error {
 		return err
 	}
 	a.enrolled(id)
+	g.start(a.keepCertificate)
+	g.start(a.takeBundles)
 	g.start(a.runTunnel)
 	for {
-		rec, err := a.joiner.Bootstrap(ctx, id)
+		rec, err := a.joiner.Bootstrap(ctx, a.identity.Load())
 		if err != nil {
 			return err
 		}
 		if err := runner.run(rec); err != nil {
 			return err
 		}
-		pause(ctx, maintainInterval)
+		a.pauseKubelet(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		id = a.maintain(ctx, id)
 	}
 }
 
-// maintain renews the node certificate when two thirds of its life have passed.
-func (a *Agent) maintain(ctx context.Context, id *join.Identity) *join.Identity {
-	if time.Now().Before(id.RenewAt()) {
-		return id
+// pauseKubelet returns when the kubelet's certificate should be looked at again.
+func (a *Agent) pauseKubelet(ctx context.Context) {
+	t := time.NewTimer(maintainInterval)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-a.kubeletWoke:
 	}
-	renewed, err := a.joiner.Renew(ctx)
-	if err != nil {
-		left := time.Until(id.NotAfter()).Round(time.Minute)
-		a.logger.Warn("the node certificate can't be renewed so far", "expires_in", left.String(), "err", err)
-		return id
+}
+
+// permitKubelet says why the kubelet is not to be started for now, or nil. A kubelet whose certificate has
+// lapsed would end, and be started, again and again. One that has never run is spared a clock by which its
+// certificates are of the future; one that has is started whatever the clock: its pods are wanted.
+func (a *Agent) permitKubelet() error {
+	id := a.identity.Load()
+	if id == nil {
+		return errors.New("the node is not enrolled")
 	}
-	a.enrolled(renewed)
-	return renewed
+	if _, err := a.joiner.Ready(id); err != nil {
+		select {
+		case a.kubeletWoke <- struct{}{}: // the sooner it gets a new one
+		default:
+		}
+		return err
+	}
+	paths := a.joiner.Paths()
+	if err := a.clockBehind(); err != nil && !exists(paths.Process) && !exists(paths.Applied) {
+		return err
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // warnOfOtherTenant says what happens to a join file that was put on a box that is enrolled elsewhere:
@@ -203,7 +232,7 @@ func (a *Agent) warnOfOtherTenant() {
 		return
 	}
 	b, err := config.LoadJoinBundle(a.cfg.JoinFile)
-	if err == nil && b.Tenant != id.Tenant {
+	if err == nil && b.Tenant != "" && b.Tenant != id.Tenant {
 		a.logger.Warn("the join file is for another tenant and is not used: this box is enrolled already; `edge-agent reset` frees it",
 			"tenant", id.Tenant, "node", id.Node, "other_tenant", b.Tenant, "file", a.cfg.JoinFile)
 	}

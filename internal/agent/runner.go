@@ -30,7 +30,11 @@ func (r *runner) run(rec *join.Record) error {
 		a.logger.Error("the kubelet's files can't be made", "err", err)
 		return nil
 	}
-	a.health.Set(condBootstrap, health.True, "FilesReady", "")
+	if _, err := a.joiner.Ready(a.identity.Load()); err != nil {
+		a.health.Set(condBootstrap, health.False, "CertificateNeeded", err.Error())
+	} else {
+		a.health.Set(condBootstrap, health.True, "FilesReady", "")
+	}
 	if rendered.Hash() == r.hash {
 		return nil
 	}
@@ -67,13 +71,13 @@ func (a *Agent) kubeletRunner(r *kubelet.Rendered) func(context.Context) error {
 
 func (a *Agent) systemd(hash string) *kubelet.Systemd {
 	return kubelet.NewSystemd(kubelet.SystemdConfig{
-		Unit: a.cfg.Kubelet.Unit, Hash: hash, Paths: a.joiner.Paths(), OnState: a.kubeletState, Logger: a.logger,
+		Unit: a.cfg.Kubelet.Unit, Hash: hash, Paths: a.joiner.Paths(), Permit: a.permitKubelet, OnState: a.kubeletState, Logger: a.logger,
 	})
 }
 
 func (a *Agent) child(args []string, hash string) *kubelet.Child {
 	return kubelet.NewChild(kubelet.ChildConfig{
-		Program: a.cfg.Kubelet.Path, Args: args, Hash: hash, Paths: a.joiner.Paths(), OnState: a.kubeletState, Logger: a.logger,
+		Program: a.cfg.Kubelet.Path, Args: args, Hash: hash, Paths: a.joiner.Paths(), Permit: a.permitKubelet, OnState: a.kubeletState, Logger: a.logger,
 	})
 }
 

@@ -172,6 +172,7 @@ func (s *shore) node() *config.Agent {
 	cfg.HealthAddress = fmt.Sprintf("127.0.0.1:%d", freePort(s.t))
 	cfg.APIAddress = fmt.Sprintf("127.0.0.1:%d", freePort(s.t))
 	cfg.Tunnel.Transport = "quic"
+	cfg.Node.Console = ""
 	cfg.Node.Name, cfg.Node.Addresses = "edge-1", []string{"192.168.1.10"}
 	cfg.Kubelet.Mode, cfg.Kubelet.Path, cfg.Kubelet.RootDir, cfg.Kubelet.Port = "child", self, filepath.Join(dir, "kubelet"), freePort(s.t)
 	bundle, err := config.Marshal(config.JoinBundle{

@@ -13,7 +13,12 @@ type Status struct {
 	Version string `json:"version"`
 	Ready   bool   `json:"ready"`
 	// Summary is the state in one line.
-	Summary    string             `json:"summary"`
+	Summary string `json:"summary"`
+	// Fingerprint is of the node's key, by which an operator knows a box that waits for approval. Empty: there
+	// is no key yet.
+	Fingerprint string `json:"fingerprint,omitempty"`
+	// Serial is the machine's serial number; empty if its firmware has none.
+	Serial     string             `json:"serial,omitempty"`
 	Identity   *IdentityStatus    `json:"identity,omitempty"` // absent: not enrolled
 	Tunnel     TunnelStatus       `json:"tunnel"`
 	Kubelet    KubeletStatus      `json:"kubelet"`
@@ -58,6 +63,8 @@ func (a *Agent) Status() *Status {
 		Version: version.Version, Ready: len(a.health.NotReady()) == 0, Summary: a.health.Line(),
 		Tunnel: TunnelStatus{Endpoint: a.endpoint()}, Kubelet: KubeletStatus{Mode: kubeletMode(a.cfg)}, Conditions: a.health.Conditions(),
 	}
+	s.Serial = a.serial
+	s.Fingerprint, _ = a.joiner.Fingerprint()
 	if id := a.identity.Load(); id != nil {
 		s.Identity = &IdentityStatus{
 			Tenant: id.Tenant, Node: id.Node, SPIFFE: id.SPIFFE().String(), Fingerprint: id.Fingerprint(), CertificateExpires: id.NotAfter(),

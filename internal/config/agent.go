@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/mooring-edge/mooring/internal/enrollapi"
 )
 
 // DefaultAgentPath is where the agent looks for its configuration.
@@ -14,8 +16,8 @@ const DefaultAgentPath = "/etc/mooring/agent.yaml"
 // configuration for a box that has a join bundle.
 type Agent struct {
 	TypeMeta
-	// JoinFile is the JoinBundle to enrol with. Default /etc/mooring/join.yaml. Its token, used up or
-	// not, also renews the node's certificate: it is to stay on the box.
+	// JoinFile is the JoinBundle to enrol with. Default /etc/mooring/join.yaml. Once the box is enrolled it
+	// is not needed any more; one with another token lets a node in again that was removed at the broker.
 	JoinFile string `json:"joinFile"`
 	// StateDir keeps the node's key and identity. Default /var/lib/mooring, mode 0700.
 	StateDir string `json:"stateDir"`
@@ -49,6 +51,15 @@ type AgentNode struct {
 	Name string `json:"name"`
 	// Addresses that the node's kubelet serves on. Default: the source address of the route to the broker.
 	Addresses []string `json:"addresses"`
+	// Serial is the machine's serial number, by which a claim at the broker knows the box; at most 128
+	// characters of printable ASCII. Default: the firmware's (SMBIOS, device tree).
+	Serial string `json:"serial"`
+	// Console is where a box that waits for approval shows its fingerprint to whoever stands before it.
+	// Default /dev/console; empty turns it off.
+	Console string `json:"console"`
+	// SetClock lets the agent step the system's clock forward when it is behind what the broker's CA vouches
+	// for; never backward. Needs CAP_SYS_TIME. Default false.
+	SetClock bool `json:"setClock"`
 }
 
 // AgentKubelet says how the kubelet is run.
@@ -83,7 +94,7 @@ func DefaultAgent() *Agent {
 			HeartbeatInterval: Duration{25 * time.Second},
 			HeartbeatTimeout:  Duration{60 * time.Second},
 		},
-		Node: AgentNode{Addresses: []string{}},
+		Node: AgentNode{Addresses: []string{}, Console: "/dev/console"},
 		Kubelet: AgentKubelet{
 			Mode: "auto", Path: "/usr/bin/kubelet", Unit: "kubelet.service", RootDir: "/var/lib/kubelet", Port: 10250,
 			ExtraArgs: []string{}, Config: map[string]any{},
@@ -126,6 +137,12 @@ func (c *Agent) validate(p *problems) {
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
 	if c.Node.Name != "" {
 		p.check("node.name", dnsName(c.Node.Name))
+	}
+	if len(c.Node.Serial) > enrollapi.MaxSerial || strings.ContainsFunc(c.Node.Serial, func(r rune) bool { return r < ' ' || r > '~' }) {
+		p.add("node.serial", "want at most %d characters of printable ASCII, got %q", enrollapi.MaxSerial, c.Node.Serial)
+	}
+	if c.Node.Console != "" {
+		p.check("node.console", absolute(c.Node.Console))
 	}
 	for i, a := range c.Node.Addresses {
 		if _, err := netip.ParseAddr(a); err != nil {

@@ -168,7 +168,8 @@ func (t *Tracker) Alive() (bool, time.Duration) {
 	return age <= t.cfg.BeatLimit, age
 }
 
-// Line is the state in one line for a person: what is missing first, or else how things are.
+// Line is the state in one line for a person: what is missing first, else what is wrong without standing in
+// the way, or else how things are.
 func (t *Tracker) Line() string {
 	if missing := t.NotReady(); len(missing) > 0 {
 		// The later ones wait for the first: naming them all would bury the cause.
@@ -176,6 +177,9 @@ func (t *Tracker) Line() string {
 	}
 	var said []string
 	for _, c := range t.Conditions() {
+		if c.Status == False {
+			return "ready, but: " + c.Message
+		}
 		if c.Status == True && c.Message != "" {
 			said = append(said, c.Message)
 		}

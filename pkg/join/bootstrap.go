@@ -30,6 +30,10 @@ func (j *Joiner) Ready(id *Identity) (*Record, error) {
 	return rec, j.pairServes(id.Node, rec)
 }
 
+// Record returns what the control plane wants of id's kubelet, if that is on disk. The kubelet's certificate
+// may have lapsed all the same; see Ready.
+func (j *Joiner) Record(id *Identity) (*Record, error) { return j.loadRecord(id) }
+
 // pairServes says why the kubelet's client certificate is of no use, or nil.
 func (j *Joiner) pairServes(node string, rec *Record) error {
 	pair, err := j.paths.LoadPair()

@@ -88,8 +88,8 @@ func TestRefusalsAreRetriedSlowly(t *testing.T) {
 			waits = append(waits, p.RetryIn)
 		}
 	}
-	if len(waits) != 2 || waits[0] != s.cfg.RefusedRetry || waits[1] > s.cfg.BackoffMax {
-		t.Errorf("waited %v, want %s after the refusal and at most %s after the other", waits, s.cfg.RefusedRetry, s.cfg.BackoffMax)
+	if len(waits) != 2 || waits[0] < s.cfg.RefusedRetry*4/5 || waits[0] > s.cfg.RefusedRetry*6/5 || waits[1] > s.cfg.BackoffMax {
+		t.Errorf("waited %v, want about %s after the refusal and at most %s after the other", waits, s.cfg.RefusedRetry, s.cfg.BackoffMax)
 	}
 }
 
@@ -162,29 +162,6 @@ func TestBadAnswersAreNotKept(t *testing.T) {
 			s.broker.Tamper(nil)
 			s.mustAll() // and nothing of it stands in the way of a good one
 		})
-	}
-}
-
-func TestExpiredIdentityIsRenewed(t *testing.T) {
-	s := newSite(t)
-	first := s.mustAll()
-	s.cfg.now = func() time.Time { return first.NotAfter().Add(time.Second) }
-	// The certificate that a broker gives for 3 hours reaches beyond that moment.
-	s.broker.TTL = 3 * time.Hour
-	j := New(s.cfg)
-	if _, err := j.enrolOnce(t.Context()); err == nil {
-		t.Fatal("the broker's own certificate should have expired by then: the test proves nothing")
-	}
-	s.cfg.now = func() time.Time { return first.NotAfter().Add(-time.Minute) }
-	if now := s.cfg.now(); !now.After(first.RenewAt()) || first.Expired(now) {
-		t.Errorf("at %s, renewal is due from %s", now, first.RenewAt())
-	}
-	renewed, err := New(s.cfg).Renew(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if renewed.Fingerprint() != first.Fingerprint() || !renewed.NotAfter().After(first.NotAfter()) || renewed.Node != first.Node {
-		t.Errorf("renewed: %+v", renewed)
 	}
 }
 

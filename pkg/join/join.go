@@ -92,6 +92,8 @@ type Config struct {
 
 	// WriteFile replaces a file of the state directory, whole and durably. Default: durable.WriteFile.
 	WriteFile func(path string, data []byte, perm fs.FileMode) error
+	// Now is the system's clock. Default: time.Now.
+	Now func() time.Time
 	// Report is told what is being waited for. Default: nobody.
 	Report func(Progress)
 	// Beat is called again and again while a retry is waited for. Default: nobody is told.
@@ -99,7 +101,7 @@ type Config struct {
 	Metrics *Metrics     // default: none
 	Logger  *slog.Logger // default: discards
 
-	now   func() time.Time // the system's clock
+	now   func() time.Time      // the system's clock
 	after func(milestone) error // tests stop the work here
 }
 
@@ -165,14 +167,14 @@ func New(cfg Config) *Joiner {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.now == nil {
-		cfg.now = time.Now
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	if cfg.WriteFile == nil {
 		cfg.WriteFile = durable.WriteFile
 	}
 	j := &Joiner{cfg: cfg, paths: kubelet.PathsIn(cfg.StateDir, cfg.Kubelet.RootDir)}
-	j.clock = newClock(j.in("clock"), cfg.now, cfg.WriteFile, cfg.Logger)
+	j.clock = newClock(j.in("clock"), cfg.Now, cfg.WriteFile, cfg.Logger)
 	return j
 }
 
@@ -200,12 +202,13 @@ func (j *Joiner) reached(m milestone) error {
 // PrepareStateDir makes the state directory and checks that it can be written to, so that a disk that is
 // full or read-only is found out before a token is spent.
 func PrepareStateDir(dir string) error {
-	return prepareStateDir(dir, durable.WriteFile)
+	return ProbeStateDir(dir, durable.WriteFile)
 }
 
-func (j *Joiner) prepareStateDir() error { return prepareStateDir(j.cfg.StateDir, j.cfg.WriteFile) }
+func (j *Joiner) prepareStateDir() error { return ProbeStateDir(j.cfg.StateDir, j.cfg.WriteFile) }
 
-func prepareStateDir(dir string, write writeFile) error {
+// ProbeStateDir is PrepareStateDir with another way to write.
+func ProbeStateDir(dir string, write func(path string, data []byte, perm fs.FileMode) error) error {
 	err := durable.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = write(filepath.Join(dir, "writable"), []byte("ok\n"), 0o600)

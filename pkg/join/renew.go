@@ -134,6 +134,13 @@ func (j *Joiner) Flush() {
 	}
 }
 
+// Kept tells whether the identity in use is on disk.
+func (j *Joiner) Kept() bool {
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	return j.unsaved == nil
+}
+
 // Nudge says why the certificate should be renewed before its time.
 type Nudge int
 

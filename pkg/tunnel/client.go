@@ -37,6 +37,9 @@ type ClientConfig struct {
 	// up to BackoffMax (default 60 s), and starts again after a session that lasted
 	// 10 s.
 	BackoffMin, BackoffMax time.Duration
+	// Pace is told why a session ended or could not be made, and says how long to wait
+	// at least before the next attempt. May be nil: no longer than the backoff.
+	Pace func(error) time.Duration
 	// Logger defaults to discarding.
 	Logger *slog.Logger
 
@@ -67,6 +70,9 @@ func NewClient(c ClientConfig) *Client {
 	}
 	if c.Tick == nil {
 		c.Tick = func() {}
+	}
+	if c.Pace == nil {
+		c.Pace = func(error) time.Duration { return 0 }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -141,7 +147,7 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 		return 0
 	}
 	if err != nil {
-		wait := c.backoff()
+		wait := max(c.backoff(), c.cfg.Pace(err))
 		c.cfg.Logger.Warn("the broker can not be reached; trying again", "err", err, "wait", wait)
 		c.cfg.OnDown(err)
 		return wait
@@ -161,7 +167,7 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 	if time.Since(since) >= lastingSession {
 		c.failures = 0
 	}
-	wait := c.backoff()
+	wait := max(c.backoff(), c.cfg.Pace(s.Err()))
 	if s.isDraining() && s.drainDelay > 0 {
 		wait = c.cfg.jitter(s.drainDelay)
 	}

@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -44,6 +45,8 @@ type Broker struct {
 	TTL time.Duration
 	// Configuration is the answer's KubeletConfiguration.
 	Configuration string
+	// Now is the broker's clock. Default: the machine's.
+	Now func() time.Time
 
 	mu sync.Mutex // guards the following fields
 	// fail are the errors to answer next, in order.
@@ -51,8 +54,11 @@ type Broker struct {
 	// tamper changes a good answer to an enrolment before it goes out.
 	tamper func(*enrollapi.EnrolResponse)
 	owner  string // SPKI hash of the key that used the token
+	serial string // that the last enrolment told
+	gone   bool   // the node's record
 	enrols int
 	joins  int
+	renews int
 }
 
 // NewBroker starts a broker; it is stopped with the test.
@@ -62,13 +68,14 @@ func NewBroker(t testing.TB, api *API) *Broker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &Broker{CA: ca, Token: enrollapi.NewToken(), API: api, TTL: time.Hour,
+	b := &Broker{CA: ca, Token: enrollapi.NewToken(), API: api, TTL: time.Hour, Now: time.Now,
 		Configuration: `{"apiVersion":"kubelet.config.k8s.io/v1beta1","kind":"KubeletConfiguration","maxPods":42}`}
 	cert, err := ca.IssueBroker("b1", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	verify := pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, nil)
+	// A certificate that has expired is let in, for a renewal; the other handlers look closer.
+	verify := func(tls.ConnectionState) error { return nil }
 	conf := pki.ServerTLS(func() (*tls.Certificate, error) { return &cert, nil }, verify,
 		pki.ServerOptions{Clients: pki.ClientOptional})
 	// net/http serves no protocols that it does not know, so the ALPN is checked here and not answered.
@@ -81,6 +88,7 @@ func NewBroker(t testing.TB, api *API) *Broker {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+enrollapi.PathEnrol, b.enrol)
 	mux.HandleFunc("POST "+enrollapi.PathJoin, b.join)
+	mux.HandleFunc("POST "+enrollapi.PathRenew, b.renew)
 	b.Endpoint = serve(t, conf, mux)
 	return b
 }
@@ -122,6 +130,35 @@ func (b *Broker) Counts() (enrols, joins int, owner string) {
 	return b.enrols, b.joins, b.owner
 }
 
+// Renews returns how many renewals were asked for.
+func (b *Broker) Renews() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.renews
+}
+
+// Serial returns the serial number that the last enrolment told.
+func (b *Broker) Serial() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.serial
+}
+
+// Remove ends the node: it is neither renewed nor let in until the token of a new bundle enrols it again.
+func (b *Broker) Remove() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gone = true
+}
+
+// NewToken replaces the token; it returns the new one.
+func (b *Broker) NewToken() enrollapi.Token {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Token = enrollapi.NewToken()
+	return b.Token
+}
+
 func (b *Broker) enrol(w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -140,17 +177,51 @@ func (b *Broker) enrol(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	spki := pki.SPKIHash(csr.PublicKey)
-	if req.Token != b.Token.String() || req.Tenant != Tenant || b.owner != "" && b.owner != spki {
+	b.serial = req.Serial
+	if req.Token != b.Token.String() || req.Tenant != Tenant && req.Tenant != "" || b.owner != "" && b.owner != spki {
 		refuse(w, enrollapi.CodeRefused, "token not accepted")
 		return
 	}
-	b.owner = spki
-	chain, err := b.CA.IssueNode(csr, pki.Identity{TrustDomain: b.CA.TrustDomain(), Role: pki.RoleNode, Tenant: Tenant, Name: Node}, time.Now(), b.TTL)
+	b.owner, b.gone = spki, false
+	b.issue(w, csr)
+}
+
+// renew goes by the key of the certificate alone, as the real one does.
+func (b *Broker) renew(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.renews++
+	if b.failed(w) {
+		return
+	}
+	var req enrollapi.RenewRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, enrollapi.MaxBody)).Decode(&req); err != nil {
+		refuse(w, enrollapi.CodeBadRequest, err.Error())
+		return
+	}
+	csr, err := pki.ParseCSR([]byte(req.CSR), enrollapi.MaxBody)
+	if err != nil {
+		refuse(w, enrollapi.CodeBadRequest, err.Error())
+		return
+	}
+	id, err := pki.PeerIdentity(*r.TLS)
+	if err != nil || b.gone || id.Name != Node || id.Tenant != Tenant || pki.SPKIHash(csr.PublicKey) != b.owner ||
+		pki.SPKIHash(r.TLS.PeerCertificates[0].PublicKey) != b.owner {
+		refuse(w, enrollapi.CodeRefused, "identity not accepted")
+		return
+	}
+	b.issue(w, csr)
+}
+
+func (b *Broker) issue(w http.ResponseWriter, csr *x509.CertificateRequest) {
+	chain, err := b.CA.IssueNode(csr, pki.Identity{TrustDomain: b.CA.TrustDomain(), Role: pki.RoleNode, Tenant: Tenant, Name: Node}, b.Now(), b.TTL)
 	if err != nil {
 		refuse(w, enrollapi.CodeInternal, err.Error())
 		return
 	}
-	answer := enrollapi.EnrolResponse{Tenant: Tenant, Node: Node, TrustDomain: b.CA.TrustDomain(), Certificate: string(chain), CABundle: string(b.CA.CertPEM())}
+	answer := enrollapi.EnrolResponse{
+		Tenant: Tenant, Node: Node, TrustDomain: b.CA.TrustDomain(), Certificate: string(chain), CABundle: string(b.CA.CertPEM()), Time: b.Now(),
+	}
 	if b.tamper != nil {
 		b.tamper(&answer)
 	}
@@ -164,8 +235,11 @@ func (b *Broker) join(w http.ResponseWriter, r *http.Request) {
 	if b.failed(w) {
 		return
 	}
-	id, err := pki.PeerIdentity(*r.TLS)
-	if err != nil || id.Name != Node || id.Tenant != Tenant || pki.SPKIHash(r.TLS.PeerCertificates[0].PublicKey) != b.owner {
+	err := pki.VerifyPeer(b.CA.Pool, x509.ExtKeyUsageClientAuth, b.Now, nil)(*r.TLS)
+	if err == nil && (b.gone || pki.SPKIHash(r.TLS.PeerCertificates[0].PublicKey) != b.owner) {
+		err = errors.New("not the node's key")
+	}
+	if err != nil {
 		refuse(w, enrollapi.CodeRefused, "identity not accepted")
 		return
 	}
@@ -180,7 +254,7 @@ func (b *Broker) failed(w http.ResponseWriter) bool {
 	if len(b.fail) == 0 {
 		return false
 	}
-	refuse(w, b.fail[0].Code, b.fail[0].Message)
+	reply(w, b.fail[0].Code.HTTPStatus(), b.fail[0])
 	b.fail = b.fail[1:]
 	return true
 }

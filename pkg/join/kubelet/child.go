@@ -32,6 +32,9 @@ type ChildConfig struct {
 	Args    []string
 	Hash    string // of all that the kubelet reads at its start; a running one with another is restarted
 	Paths   Paths
+	// Permit says why the kubelet is not to be started for now, or nil. It is asked before each start, and
+	// again and again until it permits; a kubelet that runs is not its matter. Default: always.
+	Permit func() error
 	// OnState is told of each change. Default: nobody.
 	OnState func(State)
 	// BackoffMin and BackoffMax bound the pause before a kubelet that ended is started again. Defaults 1s and 30s.
@@ -65,6 +68,9 @@ func NewChild(cfg ChildConfig) *Child {
 	if cfg.OnState == nil {
 		cfg.OnState = func(State) {}
 	}
+	if cfg.Permit == nil {
+		cfg.Permit = func() error { return nil }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -90,6 +96,11 @@ func (c *Child) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		var cmd *exec.Cmd // nil for a kubelet that was taken over
 		if p == nil {
+			if err := c.cfg.Permit(); err != nil {
+				c.cfg.OnState(waiting(err))
+				pause(ctx, permitInterval)
+				continue
+			}
 			if cmd, p, rec, err = c.start(); err != nil {
 				c.down("StartFailed", fmt.Sprintf("the kubelet can't be started: %v; next try in %s", err, backoff))
 				pause(ctx, backoff)
@@ -120,6 +131,13 @@ func (c *Child) Run(ctx context.Context) error {
 	return nil
 }
 
+// permitInterval is how often a kubelet that may not start asks again.
+const permitInterval = time.Second
+
+func waiting(why error) State {
+	return State{Reason: "Waiting", Message: fmt.Sprintf("the kubelet is not started: %v", why)}
+}
+
 func (c *Child) down(reason, message string) {
 	c.cfg.OnState(State{Reason: reason, Message: message, Since: time.Now()})
 	c.cfg.Logger.Warn(message)
@@ -141,6 +159,10 @@ func fate(cmd *exec.Cmd) string {
 func (c *Child) takeOver(ctx context.Context) (*process, record, error) {
 	rec, p := c.find()
 	if p == nil || rec.Hash == c.cfg.Hash {
+		return p, rec, nil
+	}
+	if err := c.cfg.Permit(); err != nil {
+		c.cfg.Logger.Info("the kubelet's configuration has changed, but it could not be started again: the old one goes on", "pid", p.pid, "err", err)
 		return p, rec, nil
 	}
 	c.cfg.Logger.Info("the kubelet's configuration has changed: restarting it (pods keep running)", "pid", p.pid)

@@ -23,15 +23,19 @@ func UnderSystemd() bool {
 
 // SystemdConfig configures a Systemd.
 type SystemdConfig struct {
-	Unit    string
-	Hash    string // of all that the kubelet reads at its start
-	Paths   Paths
+	Unit  string
+	Hash  string // of all that the kubelet reads at its start
+	Paths Paths
+	// Permit says why the kubelet is not to be started for now, or nil, as in ChildConfig. A unit that
+	// systemd starts over and over meanwhile is stopped. Default: always.
+	Permit  func() error
 	OnState func(State) // default: nobody is told
 	// Interval between looks at the unit. Default 10s.
 	Interval time.Duration
 	Logger   *slog.Logger
 
-	manager manager // default: systemd's own, over D-Bus
+	manager manager                                      // default: systemd's own, over D-Bus
+	halt    func(ctx context.Context, unit string) error // stops the unit; default: over D-Bus
 }
 
 // manager is what is needed of systemd.
@@ -59,8 +63,14 @@ func NewSystemd(cfg SystemdConfig) *Systemd {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Permit == nil {
+		cfg.Permit = func() error { return nil }
+	}
 	if cfg.manager == nil {
 		cfg.manager = overDBus{}
+	}
+	if cfg.halt == nil {
+		cfg.halt = haltUnit
 	}
 	return &Systemd{cfg}
 }
@@ -97,6 +107,13 @@ func (s *Systemd) apply(ctx context.Context) bool {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, durable.ErrTorn) {
 		s.cfg.Logger.Warn("can't tell what the kubelet was last started with: restarting it", "err", err)
 	}
+	if running && active != "activating" && strings.TrimSpace(string(before)) == s.cfg.Hash {
+		return true
+	}
+	if err := s.cfg.Permit(); err != nil {
+		s.hold(ctx, active, err)
+		return false
+	}
 	if running && strings.TrimSpace(string(before)) == s.cfg.Hash {
 		return true
 	}
@@ -113,6 +130,21 @@ func (s *Systemd) apply(ctx context.Context) bool {
 	return true
 }
 
+// hold waits for the permission to start. A kubelet that runs goes on; one that systemd starts again and
+// again (it is enabled, so after a boot systemd does before anybody has looked) is stopped.
+func (s *Systemd) hold(ctx context.Context, active string, why error) {
+	if active == "active" || active == "reloading" {
+		s.cfg.OnState(State{Running: true, Reason: "Running", Message: fmt.Sprintf("kubelet running (%s), but %v", s.cfg.Unit, why)})
+		return
+	}
+	if active == "activating" {
+		if err := s.cfg.halt(ctx, s.cfg.Unit); err != nil {
+			s.cfg.Logger.Warn("can't stop the kubelet, which can't work for now", "unit", s.cfg.Unit, "err", err)
+		}
+	}
+	s.cfg.OnState(waiting(why))
+}
+
 // look reports the unit's state; false means that it has to be started again.
 func (s *Systemd) look(ctx context.Context) bool {
 	active, pid, err := s.cfg.manager.State(ctx, s.cfg.Unit)
@@ -125,10 +157,15 @@ func (s *Systemd) look(ctx context.Context) bool {
 	case active == "failed":
 		s.down("Failed", fmt.Sprintf("%s has failed; starting it again (see `journalctl -u %s`)", s.cfg.Unit, s.cfg.Unit))
 		return false
+	case active == "inactive" && s.cfg.Permit() != nil:
+		return false // stopped by hold of an agent before this one
 	case active == "inactive":
 		// systemd's Restart= would have brought it back after a crash: somebody stopped it and means it.
 		s.down("Stopped", fmt.Sprintf("%s was stopped; `systemctl start %s` brings it back", s.cfg.Unit, s.cfg.Unit))
 	default:
+		if s.cfg.Permit() != nil {
+			return false // "activating" is also what a unit is between two starts that fail
+		}
 		s.down("Starting", fmt.Sprintf("%s is %s", s.cfg.Unit, active))
 	}
 	return true
@@ -180,6 +217,10 @@ func (overDBus) Apply(ctx context.Context, unit string, restart bool) error {
 		}
 		return await(ctx, unit, job)
 	})
+}
+
+func haltUnit(ctx context.Context, unit string) error {
+	return withSystemd(ctx, func(c *dbus.Conn) error { return await(ctx, unit, c.StopUnitContext) })
 }
 
 func stopUnit(ctx context.Context, unit string) error {
