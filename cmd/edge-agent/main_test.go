@@ -64,6 +64,7 @@ healthAddress: 127.0.0.1:%[2]d
 apiAddress: 127.0.0.1:%[3]d
 node:
   name: edge-1
+  console: ""
 kubelet:
   mode: child
   path: %[1]s/no-kubelet

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -153,9 +152,6 @@ func parseMark(data []byte) (time.Time, error) {
 	}
 	return t, nil
 }
-
-// forget removes the mark.
-func (c *Clock) forget() error { return os.Remove(c.file) }
 
 // verify judges a peer by the given verification at the right time: now, or the beginning of the peer's own
 // certificate if that is later, for then it is at least that late, if only the CA says so. A peer that

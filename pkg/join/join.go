@@ -101,7 +101,6 @@ type Config struct {
 	Metrics *Metrics     // default: none
 	Logger  *slog.Logger // default: discards
 
-	now   func() time.Time      // the system's clock
 	after func(milestone) error // tests stop the work here
 }
 
