@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -42,18 +43,11 @@ func NewCA(trustDomain string, now time.Time) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make CA key: %w", err)
 	}
-	tmpl := &x509.Certificate{
-		Subject:                     pkix.Name{Organization: []string{"Mooring"}, CommonName: "Mooring CA of " + trustDomain},
-		NotBefore:                   now.Add(-Backdate),
-		NotAfter:                    now.Add(caLifetime),
-		KeyUsage:                    x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid:       true,
-		IsCA:                        true,
-		MaxPathLenZero:              true,
-		URIs:                        []*url.URL{{Scheme: scheme, Host: trustDomain}},
-		PermittedURIDomains:         []string{trustDomain},
-		PermittedDNSDomainsCritical: true, // of the whole extension, not of DNS alone
-	}
+	// A name of its own for each key, so that who builds a chain finds the one CA that is meant.
+	tmpl := caTemplate(trustDomain, pkix.Name{
+		Organization: []string{"Mooring"},
+		CommonName:   "Mooring CA of " + trustDomain + " " + strings.TrimPrefix(SPKIHash(&key.PublicKey), hashPrefix)[:16],
+	}, now)
 	der, err := sign(tmpl, tmpl, &key.PublicKey, key)
 	if err != nil {
 		return nil, fmt.Errorf("make CA: %w", err)
@@ -65,24 +59,33 @@ func NewCA(trustDomain string, now time.Time) (*CA, error) {
 	return &CA{cert: cert, key: key, trustDomain: trustDomain}, nil
 }
 
+// caTemplate is what the certificates of an authority's key say, whoever signs them. It may vouch for other
+// authorities (no path length), which the link to its successor needs.
+func caTemplate(trustDomain string, subject pkix.Name, now time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:                     subject,
+		NotBefore:                   now.Add(-Backdate),
+		NotAfter:                    now.Add(caLifetime),
+		KeyUsage:                    x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid:       true,
+		IsCA:                        true,
+		URIs:                        []*url.URL{{Scheme: scheme, Host: trustDomain}},
+		PermittedURIDomains:         []string{trustDomain},
+		PermittedDNSDomainsCritical: true, // of the whole extension, not of DNS alone
+	}
+}
+
 // LoadCA reads an authority from what CertPEM and KeyPEM gave.
 func LoadCA(certPEM, keyPEM []byte) (*CA, error) {
-	block, err := onePEM(certPEM, pemCert)
+	cert, err := readCACert(certPEM)
 	if err != nil {
-		return nil, fmt.Errorf("load CA certificate: %w", err)
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("load CA certificate: %w", err)
+		return nil, fmt.Errorf("load CA: %w", err)
 	}
 	key, err := ParseKeyPEM(keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("load CA key: %w", err)
 	}
-	switch {
-	case !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, errors.New("load CA: the certificate may not sign others, it is not a CA's")
-	case !key.PublicKey.Equal(cert.PublicKey):
+	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, errors.New("load CA: the key is not the certificate's; restore the pair from one backup")
 	}
 	td, err := trustDomainOf(cert)
@@ -90,6 +93,22 @@ func LoadCA(certPEM, keyPEM []byte) (*CA, error) {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}
 	return &CA{cert: cert, key: key, trustDomain: td}, nil
+}
+
+// readCACert reads one certificate that may sign others.
+func readCACert(data []byte) (*x509.Certificate, error) {
+	block, err := onePEM(data, pemCert)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	if !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0 {
+		return nil, errors.New("the certificate may not sign others, it is not a CA's")
+	}
+	return cert, nil
 }
 
 // trustDomainOf reads the trust domain that a CA's certificate names.

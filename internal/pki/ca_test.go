@@ -48,8 +48,8 @@ func parseCert(t testing.TB, data []byte) *x509.Certificate {
 func TestCA(t *testing.T) {
 	ca := newCA(t)
 	cert := parseCert(t, ca.CertPEM())
-	if !cert.IsCA || !cert.MaxPathLenZero || !cert.NotBefore.Equal(now.Add(-5*time.Minute)) || !cert.NotAfter.Equal(now.Add(3650*24*time.Hour)) {
-		t.Errorf("CA %v, path length zero %v, valid %v to %v", cert.IsCA, cert.MaxPathLenZero, cert.NotBefore, cert.NotAfter)
+	if !cert.IsCA || cert.MaxPathLenZero || cert.MaxPathLen > 0 || !cert.NotBefore.Equal(now.Add(-5*time.Minute)) || !cert.NotAfter.Equal(now.Add(3650*24*time.Hour)) {
+		t.Errorf("CA %v, path length %v, valid %v to %v", cert.IsCA, cert.MaxPathLen, cert.NotBefore, cert.NotAfter)
 	}
 	if pub, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || pub.Curve != elliptic.P256() {
 		t.Errorf("key is %T, want P-256", cert.PublicKey)

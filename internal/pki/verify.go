@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// maxChain bounds the certificates a peer may present; ours are one or two.
-const maxChain = 8
+// maxChain bounds the certificates a peer may present. A broker's are its own, the issuer's, and two for each
+// CA before that; everybody else's are one or two.
+const maxChain = 2 + 2*MaxPast
 
 // VerifyPeer returns a tls.Config.VerifyConnection that verifies the peer's
 // chain against roots for the usage, reads its identity, and asks check.
@@ -36,8 +37,8 @@ func VerifyPeer(roots func() *x509.CertPool, usage x509.ExtKeyUsage, now func() 
 
 // VerifyPinned returns a tls.Config.VerifyConnection for a client that knows
 // of its server nothing but the hash of the CA's key (form: ValidHash). The
-// server must present that CA's certificate and a broker's leaf signed by it.
-// With no hash, nothing is accepted.
+// server must present that CA's certificate and a broker's leaf that leads to
+// it, directly or by the links of CAs that followed. With no hash, nothing is accepted.
 func VerifyPinned(hashes []string, now func() time.Time, check func(Identity) error) func(tls.ConnectionState) error {
 	pins := slices.Clone(hashes)
 	return func(cs tls.ConnectionState) error {
@@ -53,7 +54,8 @@ func VerifyPinned(hashes []string, now func() time.Time, check func(Identity) er
 		}
 		if !found {
 			return fmt.Errorf("verify broker: none of the CAs it presents has a pinned hash (%d pinned); "+
-				"something between here and the broker answers in its place, or the join bundle is of another broker", len(pins))
+				"something between here and the broker answers in its place, or the join bundle is of another broker, "+
+				"or the broker's CA was rotated more than %d times since it was made: make a new one there with `broker token create`", len(pins), MaxPast)
 		}
 		id, err := verifyChain(cs.PeerCertificates, pool, x509.ExtKeyUsageServerAuth, now())
 		if err != nil {
@@ -105,6 +107,10 @@ func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
+		if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown && usage == x509.ExtKeyUsageServerAuth {
+			err = fmt.Errorf("%w (its CA is none that is known here, nor one that follows from it: another broker, or one whose CA "+
+				"was rotated more than %d times since; a new join bundle of `broker token create` helps)", err, MaxPast)
+		}
 		return Identity{}, fmt.Errorf("verify peer's certificate at %s by this machine's clock: %w", now.UTC().Format(time.RFC3339), err)
 	}
 	id, err := ParseIdentity(certs[0])
