@@ -31,7 +31,7 @@ func (b *Broker) createToken(r *http.Request) (any, error) {
 		Bundle: config.JoinBundle{
 			TypeMeta: config.TypeMeta{APIVersion: config.APIVersion, Kind: config.KindJoinBundle},
 			Endpoint: b.PublicEndpoint, Tenant: rec.Tenant, Token: token.String(),
-			CACertHashes: []string{b.CA.Hash()},
+			CACertHashes: b.CA.Keyring().Pins(),
 		},
 		Expires: rec.ExpiresAt, Uses: rec.Uses,
 	}, nil

@@ -12,7 +12,6 @@ import (
 
 	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enroll"
-	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/switchboard"
 	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/internal/version"
@@ -26,10 +25,13 @@ type Broker struct {
 	Tokens  *enroll.Tokens
 	Nodes   *enroll.Nodes
 	// Purge removes a tenant's tokens and node records; tenant.ErrExists while it is there.
-	Purge  func(ctx context.Context, tenant string) error
-	Board  *switchboard.Board
-	CA     *pki.CA
-	Health *health.Tracker
+	Purge func(ctx context.Context, tenant string) error
+	Board *switchboard.Board
+	CA    Authority
+	// Holders says what the nodes of the live sessions hold of the CA.
+	Holders     func() []Holder
+	EgressCerts EgressCerts
+	Health      *health.Tracker
 	// PublicEndpoint goes into join bundles, EgressEndpoint into egress configurations.
 	PublicEndpoint, EgressEndpoint string
 	Started                        time.Time
@@ -57,6 +59,8 @@ func (b *Broker) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/nodes", serve(b.listNodes))
 	mux.HandleFunc("GET /v1/nodes/{tenant}/{node}", serve(b.showNode))
 	mux.HandleFunc("DELETE /v1/nodes/{tenant}/{node}", serve(b.removeNode))
+	mux.HandleFunc("GET /v1/ca", serve(b.showCA))
+	mux.HandleFunc("POST /v1/ca/{step}", serve(b.stepCA))
 	mux.HandleFunc("POST /v1/egress", serve(b.issueEgress))
 	return mux
 }
@@ -101,7 +105,7 @@ func (b *Broker) status(r *http.Request) (any, error) {
 	}
 	s := Status{
 		Version: version.Get().String(), Since: b.Started,
-		TrustDomain: b.CA.TrustDomain(), CACertHash: b.CA.Hash(),
+		TrustDomain: b.CA.Keyring().TrustDomain(), CACertHash: b.CA.Keyring().Hash(),
 		PublicEndpoint: b.PublicEndpoint, EgressEndpoint: b.EgressEndpoint,
 		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: len(b.Board.Sessions()),
 		Conditions: []Condition{},
@@ -125,8 +129,12 @@ func (b *Broker) issueEgress(r *http.Request) (any, error) {
 		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("ttl %s: want %s to %s", req.TTL, low, high)}
 	}
 	now := time.Now()
-	cert, key, err := b.CA.IssueAPIServer(req.Tenant, now, req.TTL.Duration)
+	ring := b.CA.Keyring()
+	cert, key, err := ring.IssueAPIServer(req.Tenant, now, req.TTL.Duration)
 	if err != nil {
+		return nil, err
+	}
+	if err := b.EgressCerts.Put(r.Context(), req.Tenant, EgressCert{CAHash: ring.Hash(), NotAfter: now.Add(req.TTL.Duration).UTC()}); err != nil {
 		return nil, err
 	}
 	b.Logger.Info("egress certificate issued", "tenant", req.Tenant, "notAfter", now.Add(req.TTL.Duration))
@@ -135,7 +143,7 @@ func (b *Broker) issueEgress(r *http.Request) (any, error) {
 		Detail: map[string]string{"what": "egress certificate", "notAfter": now.Add(req.TTL.Duration).UTC().Format(time.RFC3339)},
 	})
 	return EgressResponse{
-		Certificate: string(cert), Key: string(key), CA: string(b.CA.CertPEM()),
+		Certificate: string(cert), Key: string(key), CA: string(ring.BundlePEM()),
 		Endpoint: b.EgressEndpoint, NotAfter: now.Add(req.TTL.Duration),
 	}, nil
 }

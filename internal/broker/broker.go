@@ -81,7 +81,8 @@ type broker struct {
 	health  *health.Tracker
 	audit   *audit.Log
 
-	ca       *pki.CA
+	ca       *authority
+	holders  *holders
 	cert     *serverCert
 	tenants  *tenant.Registry
 	tokens   *enroll.Tokens
@@ -103,6 +104,8 @@ func (b *broker) run(ctx context.Context, st *store.Store) error {
 	g.Go(func() error { return b.tenants.Run(ctx) })
 	g.Go(func() error { return b.health.Run(ctx) })
 	g.Go(func() error { return b.watchStore(ctx, st) })
+	g.Go(func() error { return b.ca.watch(ctx) })
+	g.Go(func() error { return b.reportCA(ctx) })
 	if err := b.tenants.WaitSynced(ctx); err != nil {
 		ln.close()
 		return errors.Join(err, g.Wait())
@@ -132,17 +135,20 @@ func (b *broker) keepHosts(ctx context.Context, g *errgroup.Group, st *store.Sto
 
 // assemble makes the parts; none of them does anything yet.
 func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
-	if b.ca, err = loadCA(ctx, st, b.cfg.TrustDomain); err != nil {
+	if b.ca, err = openAuthority(ctx, st, b.cfg.TrustDomain, b.log); err != nil {
 		return err
 	}
+	b.holders = newHolders(b.ca.Keyring, b.log)
 	reset, err := loadResetKey(ctx, st)
 	if err != nil {
 		return err
 	}
-	b.cert = newServerCert(b.ca, b.cfg)
+	b.cert = newServerCert(b.ca.Keyring, b.cfg)
+	b.ca.changed = b.caChanged
 	if _, err := b.cert.get(); err != nil { // now, and not in every handshake of a broker that seems well
 		return err
 	}
+	b.metrics.MustRegister(&expiryCollector{ring: b.ca.Keyring, cert: b.cert})
 	if b.cfg.Egress.HostsDir != "" {
 		if b.hosts, err = hostsfile.New(b.cfg.Egress.HostsDir, b.log); err != nil {
 			return err
@@ -158,6 +164,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 		Config: tunnel.Config{
 			Hello:             func() wire.Hello { return wire.Hello{Version: version.Version} },
 			Handler:           b.serveStream,
+			OnStatus:          b.holders.onStatus,
 			HeartbeatInterval: t.HeartbeatInterval.Duration,
 			HeartbeatTimeout:  t.HeartbeatTimeout.Duration,
 			MaxStreams:        t.MaxStreams,
@@ -174,9 +181,9 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 
 // serverTLS is the broker's side of TLS, with clients of one role.
 func (b *broker) serverTLS(o pki.ServerOptions, role pki.Role) *tls.Config {
-	verify := pki.VerifyPeer(b.ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, func(id pki.Identity) error {
-		if id.TrustDomain != b.ca.TrustDomain() || id.Role != role {
-			return fmt.Errorf("identity %s is not of a %s of %s", id, role, b.ca.TrustDomain())
+	verify := pki.VerifyPeer(b.ca.pool, x509.ExtKeyUsageClientAuth, time.Now, func(id pki.Identity) error {
+		if id.TrustDomain != b.cfg.TrustDomain || id.Role != role {
+			return fmt.Errorf("identity %s is not of a %s of %s", id, role, b.cfg.TrustDomain)
 		}
 		return nil
 	})
@@ -188,7 +195,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	clients := enroll.NewClients(b.tenants, nil)
 	enrolMetrics := enroll.NewMetrics(b.metrics)
 	enrolSrv := httpServer(ctx, enroll.NewServer(enroll.ServerConfig{
-		Issuer: b.ca, Roots: b.ca.Pool,
+		Issuer: b.ca.Keyring, Roots: b.ca.pool,
 		Tokens: b.tokens, Nodes: b.nodes, Tenants: b.tenants, Clients: clients, Minter: enroll.NewMinter(clients, nil),
 		CertificateTTL: b.cfg.Identity.NodeCertificateTTL.Duration, ExpiredGrace: b.cfg.Identity.ExpiredGrace.Duration,
 		KubeletConfig: b.cfg.Kubelet.Config,
@@ -212,7 +219,10 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	manager := enroll.NewManager(b.tenants, approver.Run, b.log)
 	adm := &admin.Broker{
 		Tenants: b.tenants, Tokens: b.tokens, Nodes: b.nodes, Board: b.board, CA: b.ca, Health: b.health,
-		Purge:          func(ctx context.Context, tenant string) error { return enroll.Purge(ctx, st, tenant, b.log) },
+		Holders: b.holders.list, EgressCerts: egressCerts{st},
+		Purge: func(ctx context.Context, tenant string) error {
+			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
+		},
 		PublicEndpoint: b.cfg.Front.PublicEndpoint, EgressEndpoint: b.cfg.Egress.PublicEndpoint,
 		Started: b.started, Logger: b.log, Audit: b.audit,
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -20,45 +19,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/store"
 )
 
-const (
-	caKey    = "/mooring/pki/ca"
-	resetKey = "/mooring/pki/reset-key"
-)
-
-type storedCA struct {
-	Certificate string `json:"certificate"`
-	Key         string `json:"key"`
-}
-
-// loadCA reads the CA from the store, or makes it at the very first start.
-func loadCA(ctx context.Context, st *store.Store, trustDomain string) (*pki.CA, error) {
-	raw, err := loadOrMake(ctx, st, caKey, func() ([]byte, error) {
-		ca, err := pki.NewCA(trustDomain, time.Now())
-		if err != nil {
-			return nil, err
-		}
-		key, err := ca.KeyPEM()
-		if err != nil {
-			return nil, err
-		}
-		return json.Marshal(storedCA{string(ca.CertPEM()), string(key)})
-	})
-	if err != nil {
-		return nil, err
-	}
-	var s storedCA
-	if err := json.Unmarshal(raw, &s); err != nil {
-		return nil, fmt.Errorf("the CA in the store can't be read: %w", err)
-	}
-	ca, err := pki.LoadCA([]byte(s.Certificate), []byte(s.Key))
-	if err != nil {
-		return nil, fmt.Errorf("the CA in the store can't be used: %w", err)
-	}
-	if ca.TrustDomain() != trustDomain {
-		return nil, fmt.Errorf("trustDomain is %q, but the CA was made for %q: set it back (every identity carries it)", trustDomain, ca.TrustDomain())
-	}
-	return ca, nil
-}
+const resetKey = "/mooring/pki/reset-key"
 
 // loadResetKey reads the key by which a restarted broker tells agents at once that it does not know
 // their QUIC connections any more (RFC 9000, section 10.3).
@@ -102,23 +63,24 @@ func loadOrMake(ctx context.Context, st *store.Store, key string, fresh func() (
 // two thirds are over.
 const brokerCertTTL = 30 * 24 * time.Hour
 
-// serverCert is the broker's own certificate, renewed when it is asked for.
+// serverCert is the broker's own certificate, renewed when it is asked for, and when the CA has changed.
 type serverCert struct {
-	ca  *pki.CA
-	id  string
-	dns []string
-	ips []net.IP
+	ring func() *pki.Keyring
+	id   string
+	dns  []string
+	ips  []net.IP
 
 	mu sync.Mutex // guards the following fields
 	// current is nil before the first use.
 	current *tls.Certificate
+	from    *pki.Keyring // which issued current
 	renewAt time.Time
 }
 
 // newServerCert prepares a certificate for the names by which API servers and nodes reach the broker.
 // Nodes go by its identity; API servers verify the name, as any HTTPS client does.
-func newServerCert(ca *pki.CA, cfg *config.Broker) *serverCert {
-	s := &serverCert{ca: ca, id: brokerID()}
+func newServerCert(ring func() *pki.Keyring, cfg *config.Broker) *serverCert {
+	s := &serverCert{ring: ring, id: brokerID()}
 	s.addName("localhost")
 	s.addName("127.0.0.1")
 	if host, _, err := net.SplitHostPort(cfg.Front.PublicEndpoint); err == nil {
@@ -149,14 +111,14 @@ func brokerID() string {
 func (s *serverCert) get() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	if s.current != nil && now.Before(s.renewAt) {
+	now, ring := time.Now(), s.ring()
+	if s.current != nil && s.from == ring && now.Before(s.renewAt) {
 		return s.current, nil
 	}
-	cert, err := s.ca.IssueBroker(s.id, s.dns, s.ips, now, brokerCertTTL)
+	cert, err := ring.IssueBroker(s.id, s.dns, s.ips, now, brokerCertTTL)
 	if err != nil {
 		return nil, fmt.Errorf("issue the broker's own certificate: %w", err)
 	}
-	s.current, s.renewAt = &cert, now.Add(brokerCertTTL*2/3)
+	s.current, s.from, s.renewAt = &cert, ring, now.Add(brokerCertTTL*2/3)
 	return s.current, nil
 }

@@ -36,6 +36,7 @@ func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 		s.Close(code, told.Error())
 		return
 	}
+	defer b.holders.enter(s, id)()
 	b.board.Serve(s, id.Tenant, id.Name, func() (wire.Code, error) {
 		if _, err := b.authorize(ctx, s); err != nil {
 			return refusal(err)

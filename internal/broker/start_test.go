@@ -51,13 +51,13 @@ func TestStartThatCannotWorkIsAnErrorAtOnce(t *testing.T) {
 }
 
 func TestNamesOfTheCertificateAreLowerCase(t *testing.T) {
-	ca, err := pki.NewCA("mooring.test", time.Now())
+	ring, err := pki.NewKeyring("mooring.test", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := config.DefaultBroker()
 	cfg.Front.PublicEndpoint, cfg.Egress.PublicEndpoint = "Edge.Example:443", "https://Broker.Example:8132"
-	cert, err := newServerCert(ca, cfg).get()
+	cert, err := newServerCert(func() *pki.Keyring { return ring }, cfg).get()
 	if err != nil {
 		t.Fatal(err)
 	}

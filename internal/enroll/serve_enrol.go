@@ -54,10 +54,11 @@ func (s *Server) enrol(ctx context.Context, req enrollapi.EnrolRequest, remote s
 		return nil, string(ReasonMalformed), errRefused()
 	}
 	now := s.cfg.Now()
+	ca := s.cfg.Issuer()
 	spki := pki.SPKIHash(csr.PublicKey)
 	node, again, err := s.cfg.Tokens.Claim(ctx, Claim{
 		Token: tok, Tenant: req.Tenant, Hostname: req.Hostname, SPKI: spki, NotAfter: now.Add(s.cfg.CertificateTTL).UTC(),
-		Issuer: s.cfg.Issuer.Hash(),
+		Issuer: ca.Hash(),
 	})
 	log = log.With("token", tok.ID, "key", spki)
 	if err != nil {
@@ -69,8 +70,8 @@ func (s *Server) enrol(ctx context.Context, req enrollapi.EnrolRequest, remote s
 		}
 		return nil, outcome, answer
 	}
-	id := pki.Identity{TrustDomain: s.cfg.Issuer.TrustDomain(), Role: pki.RoleNode, Tenant: node.Tenant, Name: node.Name}
-	chain, err := s.cfg.Issuer.IssueNode(csr, id, now, s.cfg.CertificateTTL)
+	id := pki.Identity{TrustDomain: ca.TrustDomain(), Role: pki.RoleNode, Tenant: node.Tenant, Name: node.Name}
+	chain, err := ca.IssueNode(csr, id, now, s.cfg.CertificateTTL)
 	if err != nil {
 		log.Error("enrolment failed: the use of the token is taken, the box may ask again", "node", node.Name, "err", err)
 		return nil, "error", errInternal()
@@ -82,7 +83,7 @@ func (s *Server) enrol(ctx context.Context, req enrollapi.EnrolRequest, remote s
 	log.Info("node "+outcome, "node", node.Name)
 	return &enrollapi.EnrolResponse{
 		Tenant: node.Tenant, Node: node.Name, TrustDomain: id.TrustDomain,
-		Certificate: string(chain), CABundle: string(s.cfg.Issuer.CertPEM()),
+		Certificate: string(chain), CABundle: string(ca.BundlePEM()),
 	}, outcome, nil
 }
 

@@ -58,10 +58,10 @@ func (s *Server) renew(r *http.Request, req enrollapi.RenewRequest) (*enrollapi.
 	if err != nil {
 		return nil, "refused", s.refuseRenewal(log, ev, err)
 	}
-	now := s.cfg.Now()
+	now, ca := s.cfg.Now(), s.cfg.Issuer()
 	notAfter := now.Add(s.cfg.CertificateTTL).UTC()
 	rec, err := s.cfg.Nodes.Renew(r.Context(), id.Tenant, id.Name, RenewedCertificate{
-		SPKI: spki, NotAfter: notAfter, Issuer: s.cfg.Issuer.Hash(), Grace: s.cfg.ExpiredGrace, Now: now,
+		SPKI: spki, NotAfter: notAfter, Issuer: ca.Hash(), Grace: s.cfg.ExpiredGrace, Now: now,
 	})
 	switch {
 	case errors.Is(err, ErrNotAuthorized), errors.Is(err, tenant.ErrNotFound):
@@ -69,7 +69,7 @@ func (s *Server) renew(r *http.Request, req enrollapi.RenewRequest) (*enrollapi.
 	case err != nil:
 		return nil, "error", s.failRenewal(log, ev, err)
 	}
-	chain, err := s.cfg.Issuer.IssueNode(csr, id, now, s.cfg.CertificateTTL)
+	chain, err := ca.IssueNode(csr, id, now, s.cfg.CertificateTTL)
 	if err != nil {
 		return nil, "error", s.failRenewal(log, ev, err)
 	}
@@ -78,7 +78,7 @@ func (s *Server) renew(r *http.Request, req enrollapi.RenewRequest) (*enrollapi.
 	s.cfg.Audit.Record(ev)
 	return &enrollapi.EnrolResponse{
 		Tenant: id.Tenant, Node: id.Name, TrustDomain: id.TrustDomain,
-		Certificate: string(chain), CABundle: string(s.cfg.Issuer.CertPEM()), Time: now.UTC(),
+		Certificate: string(chain), CABundle: string(ca.BundlePEM()), Time: now.UTC(),
 	}, "renewed", nil
 }
 
@@ -94,7 +94,7 @@ func (s *Server) stated(r *http.Request, csr *x509.CertificateRequest) (id pki.I
 	switch {
 	case err != nil:
 		return pki.Identity{}, spki, fmt.Errorf("%w: %w", errNoNode, err)
-	case id.Role != pki.RoleNode || id.TrustDomain != s.cfg.Issuer.TrustDomain():
+	case id.Role != pki.RoleNode || id.TrustDomain != s.cfg.Issuer().TrustDomain():
 		return id, spki, fmt.Errorf("%w: it says %s", errNoNode, id)
 	case spki == "" || pki.SPKIHash(csr.PublicKey) != spki:
 		return id, spki, fmt.Errorf("%w: the request is for another key than the certificate's", errNoNode)

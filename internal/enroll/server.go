@@ -29,18 +29,10 @@ const (
 	retryAfter     = "5"
 )
 
-// Issuer issues node certificates; *pki.CA.
-type Issuer interface {
-	IssueNode(csr *x509.CertificateRequest, id pki.Identity, now time.Time, ttl time.Duration) ([]byte, error)
-	CertPEM() []byte
-	TrustDomain() string
-	// Hash is of the key that signs ("sha256:..."), for the node's record.
-	Hash() string
-}
-
 // ServerConfig is what a Server is made of. Issuer, Roots, Tokens, Nodes, Tenants, Clients and Minter are needed.
 type ServerConfig struct {
-	Issuer Issuer
+	// Issuer is asked for the keyring once for each request: a rotation of the CA may change it at any time.
+	Issuer func() *pki.Keyring
 	// Roots verify the client certificates of joining nodes. The Server verifies by itself: whoever serves it
 	// only has to ask for client certificates. Asking must not refuse expired ones (pki.ClientUnverified, that is
 	// tls.RequestClientCert and nothing else), or those who come to renew them are shut out.

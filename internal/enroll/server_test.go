@@ -63,16 +63,17 @@ func (l *lockedBuffer) String() string {
 func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
 	t.Helper()
 	b := &bench{t: t, clk: newClock(), kube: fake.NewClientset(), reg: prometheus.NewRegistry(), log: &lockedBuffer{}, audit: &lockedBuffer{}}
-	var err error
-	if b.ca, err = pki.NewCA("example.org", b.clk.now()); err != nil {
+	ring, err := pki.NewKeyring("example.org", b.clk.now())
+	if err != nil {
 		t.Fatal(err)
 	}
+	b.ca = ring.Issuer()
 	s := openStore(t)
 	b.tokens, b.nodes = NewTokens(s, b.clk.now, discard), NewNodes(s, discard)
 	tenants := fixedTenants{"acme": someTenant("acme"), "beta": someTenant("beta")}
 	clients := NewClients(tenants, func(tenant.Tenant) (kubernetes.Interface, error) { return b.kube, nil })
 	cfg := ServerConfig{
-		Issuer: b.ca, Roots: b.ca.Pool, Tokens: b.tokens, Nodes: b.nodes, Tenants: tenants, Clients: clients,
+		Issuer: func() *pki.Keyring { return ring }, Roots: ring.Pool, Tokens: b.tokens, Nodes: b.nodes, Tenants: tenants, Clients: clients,
 		Minter: NewMinter(clients, b.clk.now), Now: b.clk.now, Metrics: NewMetrics(b.reg),
 		ExpiredGrace: 10 * 365 * 24 * time.Hour, Audit: audit.New(b.audit, nil, nil),
 		Logger: slog.New(slog.NewTextHandler(b.log, nil)),

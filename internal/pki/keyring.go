@@ -204,16 +204,6 @@ func (k *Keyring) Retire() (*Keyring, error) {
 	return &out, nil
 }
 
-// Abort undoes Add: the next CA, which has issued nothing, is dropped.
-func (k *Keyring) Abort() (*Keyring, error) {
-	if p := k.Phase(); p != PhaseAdd {
-		return nil, fmt.Errorf("drop the next CA: %w: the phase is %q, want %q", ErrPhase, p, PhaseAdd)
-	}
-	out := *k
-	out.next, out.nextLink = nil, nil
-	return &out, nil
-}
-
 // link signs the key of next with that of c: its certificate with another issuer, which therefore says the
 // same, name constraints included. It ends with c at the latest; nil if c has ended.
 func (c *CA) link(next *CA, now time.Time) (*x509.Certificate, error) {

@@ -130,12 +130,8 @@ func TestPhases(t *testing.T) {
 	}
 	refuse(k, "Switch", k.Switch)
 	refuse(k, "Retire", k.Retire)
-	refuse(k, "Abort", k.Abort)
 
 	add := step(t, k, func() (*Keyring, error) { return k.Add(now) })
-	if back := step(t, add, add.Abort); back.Phase() != PhaseSettled || back.Hash() != old || len(back.CAs()) != 1 {
-		t.Errorf("after Abort: %+v", back.CAs())
-	}
 	next := add.CAs()[1].Hash
 	if add.Phase() != PhaseAdd || add.Hash() != old || !slices.Equal(add.Pins(), []string{old, next}) {
 		t.Errorf("after Add: phase %q, issuer %s, pins %v", add.Phase(), add.Hash(), add.Pins())
