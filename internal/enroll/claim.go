@@ -192,7 +192,11 @@ func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim) (
 		if err != nil {
 			return NodeRecord{}, err
 		}
-		ops = append(ops, old)
+		past, err := forgetLineage(ctx, t.store, rec.Tenant, name)
+		if err != nil {
+			return NodeRecord{}, err
+		}
+		ops = append(append(ops, old), past...)
 	}
 	node := NodeRecord{
 		Tenant: rec.Tenant, Name: name, SPKI: c.SPKI, TokenID: rec.ID, EnrolledAt: now,

@@ -10,11 +10,15 @@ import (
 const (
 	tokenPrefix = "/mooring/tokens/"
 	nodePrefix  = "/mooring/nodes/"
+	// lineagePrefix holds what is known of each node's sessions; see lineageRecord.
+	lineagePrefix = "/mooring/lineage/"
 )
 
 func tokenKey(id string) string          { return tokenPrefix + id }
 func nodesOf(tenant string) string       { return nodePrefix + tenant + "/" }
 func nodeKey(tenant, node string) string { return nodesOf(tenant) + node }
+
+func lineageKey(tenant, node string) string { return lineagePrefix + tenant + "/" + node }
 
 // Store is what the tokens and node records need of *store.Store.
 type Store interface {

@@ -104,7 +104,11 @@ func (n *Nodes) Remove(ctx context.Context, tenant, node string) error {
 		if err != nil {
 			return err
 		}
-		return n.store.Commit(ctx, store.Delete(it.Key, it.Rev))
+		ops, err := forgetLineage(ctx, n.store, tenant, node)
+		if err != nil {
+			return err
+		}
+		return n.store.Commit(ctx, append(ops, store.Delete(it.Key, it.Rev))...)
 	})
 	if err != nil {
 		return fmt.Errorf("remove node %s/%s: %w", tenant, node, err)

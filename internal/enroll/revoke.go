@@ -63,8 +63,12 @@ func (n *Nodes) Revoke(ctx context.Context, tenant, node, reason string, now tim
 			return nil, nil
 		}
 		rec.RevokedAt, rec.RevokedReason = &now, reason
+		ops, err := forgetLineage(ctx, n.store, tenant, node) // and with it a quarantine: all boxes of the key are out
+		if err != nil {
+			return nil, err
+		}
 		op, err := revokeKey(*rec, now, reason)
-		return []store.Op{op}, err
+		return append(ops, op), err
 	})
 	if err != nil {
 		return NodeRecord{}, fmt.Errorf("revoke node %s/%s: %w", tenant, node, err)

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,10 +28,11 @@ type pulse struct {
 	heardAt   time.Time  // and the time
 	nextPing  time.Time  // zero: none is due
 	seq       uint64
-	pingAt    time.Time // when ping seq was sent; zero: it was answered
-	waitingAt time.Time // since when some ping is unanswered; zero: none is
-	probeAt   time.Time // when the probe was sent; zero: none is out
-	probed    uint64    // heard at that time
+	pingAt    time.Time     // when ping seq was sent; zero: it was answered
+	waitingAt time.Time     // since when some ping is unanswered; zero: none is
+	probeAt   time.Time     // when the probe was sent; zero: none is out
+	probed    uint64        // heard at that time
+	answered  chan struct{} // closed by the next answer; nil: nobody waits
 
 	rtt       atomic.Int64 // nanoseconds; 0: none yet
 	lastHeard atomic.Int64 // heardAt, Unix nanoseconds
@@ -137,7 +139,21 @@ func (p *pulse) ponged(pong wire.Ping, now time.Time) (rtt time.Duration, ok boo
 	rtt = max(now.Sub(p.pingAt), 1)
 	p.pingAt, p.waitingAt, p.probeAt = time.Time{}, time.Time{}, time.Time{}
 	p.rtt.Store(int64(rtt))
+	if p.answered != nil {
+		close(p.answered)
+		p.answered = nil
+	}
 	return rtt, true
+}
+
+// answer returns a channel that is closed once the last ping that was sent by then is answered.
+func (p *pulse) answer() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.answered == nil {
+		p.answered = make(chan struct{})
+	}
+	return p.answered
 }
 
 // pinged takes the round trip that the pinging side has measured.
@@ -183,5 +199,20 @@ func (s *Session) probe() {
 func (s *Session) sendPing(p *wire.Ping) {
 	if p != nil {
 		s.trySend(wire.AppendPing(nil, wire.FramePing, *p))
+	}
+}
+
+// Probe asks the other side for a sign of life and returns nil once it has answered. It gives up with ctx, whose error
+// it returns, and when the session ends, which an unanswered probe brings about after Config.ProbeTimeout.
+func (s *Session) Probe(ctx context.Context) error {
+	answer := s.pulse.answer()
+	s.probe()
+	select {
+	case <-answer:
+		return nil
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

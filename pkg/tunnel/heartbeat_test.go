@@ -168,3 +168,46 @@ func TestHelloInTime(t *testing.T) {
 		}
 	})
 }
+
+func TestProbe(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		agent, brk := dialPair(t, tr, Config{}, Config{})
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		for range 3 {
+			if err := brk.Probe(ctx); err != nil {
+				t.Fatalf("a live peer: %v", err)
+			}
+		}
+		if err := agent.Probe(ctx); err != nil {
+			t.Fatalf("the other way: %v", err)
+		}
+		gone, stop := context.WithCancel(ctx)
+		stop()
+		if err := brk.Probe(gone); err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("given up: %v", err)
+		}
+		agent.Close(wire.Shutdown, "gone")
+		within(t, 10*time.Second, brk.Done(), "the session's end")
+		if err := brk.Probe(ctx); err == nil {
+			t.Error("a session that has ended answered")
+		}
+	})
+}
+
+func TestProbeOfADeadPeer(t *testing.T) {
+	inMemory(t, Config{}, func(t *testing.T, _, broker *Session, blackhole func()) {
+		time.Sleep(time.Minute)
+		if err := broker.Probe(t.Context()); err != nil {
+			t.Errorf("alive: %v", err)
+		}
+		blackhole()
+		start := time.Now()
+		if err := broker.Probe(t.Context()); err == nil {
+			t.Error("the dead answered")
+		}
+		if d := time.Since(start); d > 10*time.Second {
+			t.Errorf("it took %s to tell, want about ProbeTimeout", d)
+		}
+	})
+}
