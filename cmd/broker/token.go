@@ -53,7 +53,7 @@ put it on the box as /etc/mooring/join.yaml.`,
 		}
 		r.TTL = config.Duration{Duration: ttl}
 		for _, t := range taints {
-			taint, err := parseTaint(t)
+			taint, err := enrollapi.ParseTaint(t)
 			if err != nil {
 				return usageError{err}
 			}
@@ -81,16 +81,6 @@ func printBundle(w io.Writer, out *output, r admin.TokenResponse) error {
 # Put it on the box as /etc/mooring/join.yaml and start edge-agent.
 %s`, r.Uses, r.Bundle.Tenant, r.Expires.UTC().Format(time.RFC3339), b)
 	return err
-}
-
-// parseTaint reads kubectl's form: key=value:Effect or key:Effect.
-func parseTaint(s string) (enrollapi.Taint, error) {
-	keyValue, effect, ok := strings.Cut(s, ":")
-	if !ok || keyValue == "" || effect == "" {
-		return enrollapi.Taint{}, fmt.Errorf("malformed taint %q: want key=value:Effect, e.g. edge=true:NoSchedule", s)
-	}
-	key, value, _ := strings.Cut(keyValue, "=")
-	return enrollapi.Taint{Key: key, Value: value, Effect: effect}, nil
 }
 
 func newTokenList(client func() *admin.Client) *cobra.Command {

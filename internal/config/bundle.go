@@ -12,8 +12,9 @@ type JoinBundle struct {
 	TypeMeta
 	// Endpoint is the broker's public address, host:port.
 	Endpoint string `json:"endpoint"`
-	// Tenant is the control plane that the token belongs to.
-	Tenant string `json:"tenant"`
+	// Tenant is the control plane that the token belongs to; empty for a token of no tenant, whose boxes a claim or
+	// an operator places.
+	Tenant string `json:"tenant,omitempty"`
 	// Token is "id.secret".
 	Token string `json:"token"`
 	// CACertHashes pin the broker's CA: "sha256:" and the hex of the SHA-256 of its public key
@@ -41,7 +42,9 @@ func DecodeJoinBundle(source string, data []byte) (*JoinBundle, error) {
 
 func (b *JoinBundle) validate(p *problems) {
 	p.check("endpoint", hostPort(b.Endpoint))
-	p.check("tenant", dnsName(b.Tenant))
+	if b.Tenant != "" {
+		p.check("tenant", dnsName(b.Tenant))
+	}
 	_, err := enrollapi.ParseToken(b.Token)
 	p.check("token", err)
 	if len(b.CACertHashes) == 0 {

@@ -176,7 +176,11 @@ caCertHashes: ["sha256:` + strings.Repeat("ab", 32) + `"]
 	if err != nil || b.Tenant != "acme" || b.Endpoint != "edge.example:443" || len(b.CACertHashes) != 1 {
 		t.Fatalf("= %+v, %v", b, err)
 	}
-	_, err = DecodeJoinBundle("f", []byte(head+"JoinBundle\ntoken: very.SECRET\ncaCertHashes: ['sha256:00']\n"))
+	b, err = DecodeJoinBundle("f", []byte(strings.ReplaceAll(strings.ReplaceAll(good, "abcdefghij.", "abcdefghjk."), "tenant: acme\n", "")))
+	if err != nil || b.Tenant != "" {
+		t.Fatalf("of no tenant: %+v, %v", b, err)
+	}
+	_, err = DecodeJoinBundle("f", []byte(head+"JoinBundle\ntenant: Not_a_name\ntoken: very.SECRET\ncaCertHashes: ['sha256:00']\n"))
 	var e *Error
 	if !errors.As(err, &e) || len(e.Problems) != 4 {
 		t.Fatalf("want endpoint, tenant, token and hash refused: %v", err)

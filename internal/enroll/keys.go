@@ -12,9 +12,13 @@ const (
 	nodePrefix  = "/mooring/nodes/"
 	// lineagePrefix holds what is known of each node's sessions; see lineageRecord.
 	lineagePrefix = "/mooring/lineage/"
+	// claimPrefix has the serial number after it, pendingPrefix the hex digits of a key's fingerprint.
+	claimPrefix   = "/mooring/claims/"
+	pendingPrefix = "/mooring/pending/"
 )
 
 func tokenKey(id string) string          { return tokenPrefix + id }
+func pendingKey(spki string) string      { return pendingPrefix + hexOf(spki) }
 func nodesOf(tenant string) string       { return nodePrefix + tenant + "/" }
 func nodeKey(tenant, node string) string { return nodesOf(tenant) + node }
 

@@ -11,6 +11,7 @@ type Metrics struct {
 	joins      *prometheus.CounterVec
 	renewals   *prometheus.CounterVec
 	csrs       *prometheus.CounterVec
+	pending    prometheus.Gauge
 }
 
 // NewMetrics registers the package's metrics; reg nil = count and show nobody.
@@ -19,7 +20,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return &Metrics{
 		enrolments: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_enrolments_total",
-			Help: "Answers to enrolment requests, by outcome: enrolled, again (same key, same node), or why not.",
+			Help: "Answers to enrolment requests, by outcome: enrolled, again (same key, same node), pending, or why not.",
 		}, []string{"outcome"}),
 		joins: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_joins_total",
@@ -33,5 +34,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "mooring_kubelet_csrs_total",
 			Help: "Certificate requests of kubelets, by signer (client, serving) and outcome (approved, left).",
 		}, []string{"signer", "outcome"}),
+		pending: f.NewGauge(prometheus.GaugeOpts{
+			Name: "mooring_pending_boxes",
+			Help: "Boxes that wait for an operator's approval.",
+		}),
 	}
 }

@@ -139,7 +139,7 @@ func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certi
 	return nil
 }
 
-// Purge removes all nodes and tokens of a tenant that is gone. Call it after the tenant was removed, from when
+// Purge removes all nodes, tokens and claims of a tenant that is gone. Call it after the tenant was removed, from when
 // on nothing new can be made of it, and before one of the same name is added: it must not inherit. While the
 // tenant is there it removes nothing and returns tenant.ErrExists.
 func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
@@ -158,7 +158,7 @@ func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
 		}
 	}
 	toks, err := tokens.List(ctx, name)
-	errs = append(errs, err)
+	errs = append(errs, err, purgeClaims(ctx, s, name, log))
 	for _, tok := range toks {
 		err := retry(ctx, func() error {
 			it, err := s.Get(ctx, tokenKey(tok.ID))

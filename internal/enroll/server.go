@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/audit"
@@ -65,6 +66,8 @@ type Server struct {
 	verify pki.Verify
 	mux    *http.ServeMux
 	limit  limiter
+	// issue makes a node's certificate; a test puts a failure in its place.
+	issue func(ca *pki.Keyring, csr *x509.CertificateRequest, id pki.Identity, now time.Time, ttl time.Duration) ([]byte, error)
 }
 
 // NewServer makes the handler; it starts nothing.
@@ -87,7 +90,7 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), limit: limiter{busy: map[string]int{}}}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), limit: limiter{busy: map[string]int{}}, issue: (*pki.Keyring).IssueNode}
 	s.verify = pki.VerifyPeer(cfg.Roots, x509.ExtKeyUsageClientAuth, cfg.Now, nil)
 	s.mux.HandleFunc(enrollapi.PathEnrol, s.serveEnrol)
 	s.mux.HandleFunc(enrollapi.PathRenew, s.serveRenew)
@@ -165,7 +168,10 @@ func answer(w http.ResponseWriter, v any, err *enrollapi.Error) {
 }
 
 func writeError(w http.ResponseWriter, status int, err *enrollapi.Error) {
-	if err.Code.Retryable() {
+	switch {
+	case err.RetryAfter > 0:
+		w.Header().Set("Retry-After", strconv.Itoa(err.RetryAfter))
+	case err.Code.Retryable():
 		w.Header().Set("Retry-After", retryAfter)
 	}
 	write(w, status, err)

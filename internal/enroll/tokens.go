@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
@@ -30,14 +31,18 @@ const (
 
 // TokenSpec says what a new token is for.
 type TokenSpec struct {
-	// Tenant whose nodes it makes. Must exist.
+	// Tenant whose nodes it makes; must exist. "" = of no tenant: a token that many boxes may share, and that lets
+	// none in by itself. Claims place its boxes, or an operator who approves them.
 	Tenant string
 	// TTL until it expires; 0 = 24 hours, at most 366 days.
 	TTL time.Duration
 	// Uses is how many nodes it makes; 0 = 1, at most 1000.
 	Uses int
-	// NodeName fixes the node's name; "" = the box's own hostname. A fixed name makes one node, so Uses is 1.
+	// NodeName is how its nodes are named: "" = by the box's own hostname, a name = that one (which makes one node,
+	// so Uses is 1), or a template with {hostname}, {serial} and {tenant}, e.g. "shop-{serial}".
 	NodeName string
+	// Approval is ApprovalAuto (also ""), or ApprovalManual: an operator approves each box.
+	Approval string
 	// Labels and Taints that the node registers with.
 	Labels map[string]string
 	Taints []enrollapi.Taint
@@ -47,15 +52,17 @@ type TokenSpec struct {
 
 // TokenUse is one node that a token made.
 type TokenUse struct {
-	SPKI string    `json:"spki"`
-	Node string    `json:"node"`
-	At   time.Time `json:"at"`
+	SPKI string `json:"spki"`
+	Node string `json:"node"`
+	// Tenant of the node, where the token has none.
+	Tenant string    `json:"tenant,omitempty"`
+	At     time.Time `json:"at"`
 }
 
 // TokenRecord is a token as it is stored and listed: all but the secret.
 type TokenRecord struct {
 	ID     string `json:"id"`
-	Tenant string `json:"tenant"`
+	Tenant string `json:"tenant"` // "" = none
 	// SecretHash is hex of SHA-256 of the secret. The secret has 160 random bits: there is no dictionary to
 	// try, so a slow hash would cost the broker time and an attacker nothing more.
 	SecretHash  string            `json:"secretHash"`
@@ -65,6 +72,7 @@ type TokenRecord struct {
 	Uses        int               `json:"uses"`
 	Used        []TokenUse        `json:"used,omitempty"`
 	NodeName    string            `json:"nodeName,omitempty"`
+	Approval    string            `json:"approval,omitempty"` // "" = auto
 	Labels      map[string]string `json:"labels,omitempty"`
 	Taints      []enrollapi.Taint `json:"taints,omitempty"`
 	Description string            `json:"description,omitempty"`
@@ -91,15 +99,21 @@ var (
 	ErrNameTaken = errors.New("node name is taken")
 	// ErrNodeNotFound says that there is no record of that node.
 	ErrNodeNotFound = errors.New("no such node")
-	// ErrBadName says that the box's hostname can't name a node.
+	// ErrBadName says that the box's hostname or serial number can't name a node.
 	ErrBadName = errors.New("no usable node name")
 )
 
 // Tokens are the enrolment tokens in the store. Safe for concurrent use, also by several brokers.
 type Tokens struct {
+	// Audit takes a line for each claim that is consumed; nil drops them. Set it before the first use.
+	Audit *audit.Log
+
 	store Store
 	now   Clock
 	log   *slog.Logger
+	count pendingCount
+
+	maxPending, maxPendingPerToken int
 }
 
 // NewTokens makes the token half of enrolment over the store. now nil = time.Now.
@@ -107,7 +121,7 @@ func NewTokens(s Store, now Clock, log *slog.Logger) *Tokens {
 	if now == nil {
 		now = time.Now
 	}
-	return &Tokens{store: s, now: now, log: log}
+	return &Tokens{store: s, now: now, log: log, maxPending: maxPending, maxPendingPerToken: maxPendingPerToken}
 }
 
 // Create makes a token. The secret is in the first result and nowhere else. All problems of the spec are
@@ -119,7 +133,7 @@ func (t *Tokens) Create(ctx context.Context, spec TokenSpec) (enrollapi.Token, T
 	tok, now := enrollapi.NewToken(), t.now().UTC()
 	rec := TokenRecord{
 		ID: tok.ID, Tenant: spec.Tenant, SecretHash: hashSecret(tok.Secret),
-		CreatedAt: now, ExpiresAt: now.Add(spec.TTL), Uses: spec.Uses, NodeName: spec.NodeName,
+		CreatedAt: now, ExpiresAt: now.Add(spec.TTL), Uses: spec.Uses, NodeName: spec.NodeName, Approval: spec.Approval,
 		Labels: maps.Clone(spec.Labels), Taints: slices.Clone(spec.Taints), Description: spec.Description,
 	}
 	val, err := json.Marshal(rec)
@@ -127,11 +141,15 @@ func (t *Tokens) Create(ctx context.Context, spec TokenSpec) (enrollapi.Token, T
 		return enrollapi.Token{}, TokenRecord{}, fmt.Errorf("encode token: %w", err)
 	}
 	err = retry(ctx, func() error {
-		live, err := tenantLives(ctx, t.store, spec.Tenant, spec.NodeName)
-		if err != nil {
-			return err
+		ops := []store.Op{store.Create(tokenKey(rec.ID), val)}
+		if spec.Tenant != "" {
+			live, err := tenantLives(ctx, t.store, spec.Tenant, nameRule(spec.NodeName).fixed())
+			if err != nil {
+				return err
+			}
+			ops = append(ops, live)
 		}
-		return t.store.Commit(ctx, store.Create(tokenKey(rec.ID), val), live)
+		return t.store.Commit(ctx, ops...)
 	})
 	if err != nil {
 		return enrollapi.Token{}, TokenRecord{}, fmt.Errorf("create token: %w", err)
@@ -148,20 +166,18 @@ func (s *TokenSpec) complete() error {
 	if s.Uses == 0 {
 		s.Uses = 1
 	}
-	errs := []error{pki.ValidTenant(s.Tenant)}
+	errs := []error{validApproval(&s.Approval), nameRule(s.NodeName).valid()}
+	if s.Tenant != "" {
+		errs = append(errs, pki.ValidTenant(s.Tenant))
+	}
 	if s.TTL < 0 || s.TTL > maxTokenTTL {
 		errs = append(errs, fmt.Errorf("token lifetime %v: want more than 0 and at most %v", s.TTL, maxTokenTTL))
 	}
 	if s.Uses < 1 || s.Uses > maxUses {
 		errs = append(errs, fmt.Errorf("token uses %d: want 1 to %d", s.Uses, maxUses))
 	}
-	if s.NodeName != "" {
-		if err := validNodeName(s.NodeName); err != nil {
-			errs = append(errs, fmt.Errorf("node name %q: %w", s.NodeName, err))
-		}
-		if s.Uses > 1 {
-			errs = append(errs, fmt.Errorf("a token with a fixed node name makes one node, not %d: drop the name, or the uses", s.Uses))
-		}
+	if s.Uses > 1 && !nameRule(s.NodeName).many() {
+		errs = append(errs, fmt.Errorf("a token with a fixed node name makes one node, not %d: drop the name or the uses, or put {serial} or {hostname} into the name", s.Uses))
 	}
 	if len(s.Description) > maxDescription {
 		errs = append(errs, fmt.Errorf("description has %d bytes, at most %d are taken", len(s.Description), maxDescription))
@@ -169,7 +185,7 @@ func (s *TokenSpec) complete() error {
 	return errors.Join(append(errs, validLabels(s.Labels), validTaints(s.Taints))...)
 }
 
-// List returns the tokens of a tenant, or of all for "", by creation.
+// List returns the tokens of a tenant, or all for "", by creation.
 func (t *Tokens) List(ctx context.Context, tenant string) ([]TokenRecord, error) {
 	items, err := t.store.List(ctx, tokenPrefix)
 	if err != nil {

@@ -24,7 +24,7 @@ func createToken(t *testing.T, tokens *Tokens, spec TokenSpec) enrollapi.Token {
 }
 
 func claimOf(tok enrollapi.Token, box string) Claim {
-	return Claim{Token: tok, Tenant: "acme", Hostname: box, SPKI: "key of " + box}
+	return Claim{Token: tok, Tenant: "acme", Hostname: box, SPKI: "key of " + box, NotAfter: time.Unix(2e9, 0).UTC()}
 }
 
 func TestCreateToken(t *testing.T) {
