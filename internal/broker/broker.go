@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -83,6 +84,8 @@ type broker struct {
 
 	ca       *authority
 	holders  *holders
+	gate     *gate
+	clients  *enroll.Clients
 	cert     *serverCert
 	tenants  *tenant.Registry
 	tokens   *enroll.Tokens
@@ -90,6 +93,9 @@ type broker struct {
 	board    *switchboard.Board
 	acceptor *tunnel.Acceptor
 	hosts    *hostsfile.Files // nil if not wanted
+
+	events    sync.WaitGroup  // what goes on by itself: events at tenants, sessions being closed
+	eventsCtx context.Context // bounds them; set before anything is served
 }
 
 func (b *broker) run(ctx context.Context, st *store.Store) error {
@@ -111,8 +117,11 @@ func (b *broker) run(ctx context.Context, st *store.Store) error {
 		return errors.Join(err, g.Wait())
 	}
 	b.keepHosts(ctx, g, st)
+	b.watchNodes(ctx, g, st)
 	b.serve(ctx, g, st, ln)
-	return g.Wait()
+	err = g.Wait()
+	b.events.Wait() // nothing of what ended can begin another
+	return err
 }
 
 // keepHosts keeps the tenants' hosts files, if they are wanted. It returns when they are up to date: what an
@@ -138,7 +147,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	if b.ca, err = openAuthority(ctx, st, b.cfg.TrustDomain, b.log); err != nil {
 		return err
 	}
-	b.holders = newHolders(b.ca.Keyring, b.log)
+	b.holders, b.gate = newHolders(b.ca.Keyring, b.log), newGate()
 	reset, err := loadResetKey(ctx, st)
 	if err != nil {
 		return err
@@ -157,6 +166,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	b.tenants = tenant.NewRegistry(st, b.log)
 	b.tokens = enroll.NewTokens(st, nil, b.log)
 	b.nodes = enroll.NewNodes(st, b.log)
+	b.clients = enroll.NewClients(b.tenants, nil)
 	b.board = switchboard.New(switchboard.Config{Registerer: b.metrics, Logger: b.log})
 	t := b.cfg.Tunnel
 	b.acceptor = tunnel.NewAcceptor(tunnel.AcceptorConfig{
@@ -192,7 +202,7 @@ func (b *broker) serverTLS(o pki.ServerOptions, role pki.Role) *tls.Config {
 
 // serve starts everything that listens. Each part ends with ctx.
 func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, ln *listeners) {
-	clients := enroll.NewClients(b.tenants, nil)
+	clients := b.clients
 	enrolMetrics := enroll.NewMetrics(b.metrics)
 	enrolSrv := httpServer(ctx, enroll.NewServer(enroll.ServerConfig{
 		Issuer: b.ca.Keyring, Roots: b.ca.pool,

@@ -3,11 +3,9 @@ package broker
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
 	"github.com/mooring-edge/mooring/internal/tenant"
@@ -26,53 +24,23 @@ func (b *broker) authorize(ctx context.Context, s *tunnel.Session) (pki.Identity
 	return id, b.nodes.Authorize(ctx, id, cs.PeerCertificates[0])
 }
 
-// serveSession lets a node's session live on the switchboard.
-func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
-	id, err := b.authorize(ctx, s)
-	if err != nil {
-		b.log.Warn("session refused", "tenant", id.Tenant, "node", id.Name,
-			"remote", s.RemoteAddr().String(), "err", err)
-		code, told := refusal(err)
-		s.Close(code, told.Error())
-		return
-	}
-	defer b.holders.enter(s, id)()
-	b.board.Serve(s, id.Tenant, id.Name, func() (wire.Code, error) {
-		if _, err := b.authorize(ctx, s); err != nil {
-			return refusal(err)
-		}
-		return wire.OK, nil
-	})
-}
-
-var (
-	errNotKnown   = errors.New("this node is not known here (removed?): enrol it again with a new token")
-	errNotChecked = errors.New("the broker can't look this node up for now: try again")
-)
-
-// refusal is what a node is told that authorize did not pass. Only a record that is not there, or is
-// another key's, is the node's own matter.
-func refusal(err error) (wire.Code, error) {
-	if errors.Is(err, enroll.ErrNotAuthorized) {
-		return wire.Revoked, errNotKnown
-	}
-	return wire.Unavailable, errNotChecked
-}
-
 // serveStream answers what a node opens: a connection to its own tenant's API server, nothing else.
-// The session may be so young that serveSession has not looked at it yet, so this looks for itself.
+// It is not before serveSession has let the session in: a cloned box gets no stream by being quick.
 func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.Request) {
 	if r.Kind != wire.KindAPI {
 		r.Refuse(wire.BadRequest, "a node may open streams to its API server only")
 		return
 	}
 	id, err := b.authorize(ctx, s)
+	if err == nil {
+		err = b.gate.wait(ctx, s)
+	}
 	if err != nil {
 		code, told := refusal(err)
-		if code == wire.Revoked {
+		if code == wire.Revoked || code == wire.Quarantined || code == wire.Superseded {
 			code = wire.Denied // of this stream; serveSession ends the session
 		}
-		r.Refuse(code, told.Error())
+		r.Refuse(code, told)
 		return
 	}
 	log := b.log.With("tenant", id.Tenant, "node", id.Name)

@@ -124,7 +124,7 @@ func TestRefusalTellsRemovedFromUnknown(t *testing.T) {
 		{fmt.Errorf("authorize: %w", context.DeadlineExceeded), wire.Unavailable},
 		{fmt.Errorf("authorize: %w", store.ErrClosed), wire.Unavailable},
 	} {
-		if code, told := refusal(c.err); code != c.want || told == nil {
+		if code, told := refusal(c.err); code != c.want || told == "" {
 			t.Errorf("refusal(%v) = %s, %v; want %s", c.err, code, told, c.want)
 		}
 	}

@@ -1,9 +1,13 @@
 package enroll
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/mooring-edge/mooring/internal/tenant"
@@ -68,4 +72,26 @@ func (c *Clients) Client(name string) (kubernetes.Interface, error) {
 	}
 	c.made[name] = madeClient{of: t, client: client}
 	return client, nil
+}
+
+// WarnAboutNode writes an event about a Node at its tenant, where whoever looks at the node sees it. Best effort: the
+// caller goes on without.
+func WarnAboutNode(ctx context.Context, clients *Clients, tenant, node, reason, message string) error {
+	client, err := clients.Client(tenant)
+	if err != nil {
+		return err
+	}
+	now := metav1.Now()
+	_, err = client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "mooring-node-", Namespace: metav1.NamespaceDefault},
+		// As kubelets do, by name in place of the UID.
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)},
+		Type:           corev1.EventTypeWarning, Reason: reason, Message: truncate(message, 900),
+		Source:         corev1.EventSource{Component: managedBy},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return unavailable(tenant, "create an event about node "+node, err)
+	}
+	return nil
 }

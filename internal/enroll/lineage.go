@@ -53,6 +53,8 @@ type lineageRecord struct {
 	SPKI string `json:"spki"`
 	// Tip is the session that was accepted last.
 	Tip Line `json:"tip"`
+	// Before is the tip that a box without a known past took over from; nil: none did.
+	Before *Line `json:"before,omitempty"`
 	// Past are the instances known of the line of Tip, newest first: accepted ones and those that they named.
 	Past []string `json:"past,omitempty"`
 	// Barred are instances of boxes that an operator put out; with the prefix "=" (alone) those that are barred as the
@@ -117,6 +119,8 @@ func judge(rec *lineageRecord, h Lineage, alive func() bool) judgement {
 		// One box alone counts on from what it told last. This one was about to use the instance when its disk was
 		// copied; the copy named it as an ancestor.
 		return rec.quarantine(h)
+	case rec.Before != nil && h.Instance == rec.Before.Instance && h.Generation > rec.Before.Generation:
+		return rec.quarantine(h) // the box that seemed dead is not
 	case h.Instance != noInstance && slices.Contains(rec.Past, h.Instance):
 		return judgement{verdict: Superseded, reason: "a newer session of the same box was accepted"}
 	case h.Volatile || !rec.shares(h):
@@ -125,6 +129,8 @@ func judge(rec *lineageRecord, h Lineage, alive func() bool) judgement {
 		if alive() {
 			return rec.quarantine(h)
 		}
+		before := rec.Tip
+		rec.Before = &before
 		j := rec.accept(h, "a box whose past is not known, and the older session is dead")
 		j.restarted = true
 		return j
@@ -215,7 +221,7 @@ func (rec *lineageRecord) keep(id string) bool {
 		}
 	}
 	rec.Barred = last(maxBarred, union(rec.Barred, nil))
-	rec.Tip, rec.Lines, rec.Since = kept, nil, nil
+	rec.Tip, rec.Lines, rec.Since, rec.Before = kept, nil, nil, nil
 	rec.Past = slices.DeleteFunc(union(its, rec.Past), func(i string) bool { return slices.Contains(rec.Barred, i) })
 	rec.Past = first(maxPast, rec.Past)
 	return true

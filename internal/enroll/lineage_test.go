@@ -50,6 +50,8 @@ func TestJudge(t *testing.T) {
 		"more starts than it remembers, older dead":  {[]Lineage{hello("a1", 1)}, hello("x9", 9, "x8", "x7", "x6"), dead, Accepted, false},
 		"more starts than it remembers, older live":  {[]Lineage{hello("a1", 1)}, hello("x9", 9, "x8", "x7", "x6"), alive, Quarantined, true},
 		"back after another took over from the dead": {[]Lineage{hello("a1", 1), hello("b1", 1)}, hello("a2", 2, "a1"), never, Quarantined, true},
+		"the dead one comes again":                   {[]Lineage{hello("a1", 1), hello("b1", 1)}, hello("a1", 2), never, Quarantined, true},
+		"late attempt of the dead one":               {[]Lineage{hello("a1", 1), hello("b1", 1)}, hello("a1", 1), never, Superseded, false},
 		"keeps no lineage, never did":                {[]Lineage{hello("", 1)}, hello("", 1), never, Accepted, false},
 		"keeps no lineage, the node did, dead":       {[]Lineage{hello("a1", 1)}, hello("", 1), dead, Accepted, false},
 		"keeps no lineage, the node did, live":       {[]Lineage{hello("a1", 1)}, hello("", 1), alive, Quarantined, true},

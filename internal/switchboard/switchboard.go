@@ -35,9 +35,11 @@ type Config struct {
 type Board struct {
 	log *slog.Logger
 
-	mu sync.RWMutex
-	// tenant -> node -> session; mu guards it. A tenant without sessions has no entry.
+	mu sync.RWMutex // guards the following fields
+	// tenant -> node -> session. A tenant without sessions has no entry.
 	sessions map[string]map[string]*tunnel.Session
+	// still is what Serve was given for each of them.
+	still map[*tunnel.Session]func() (wire.Code, error)
 }
 
 // New makes an empty Board.
@@ -45,7 +47,7 @@ func New(cfg Config) *Board {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	b := &Board{log: cfg.Logger, sessions: map[string]map[string]*tunnel.Session{}}
+	b := &Board{log: cfg.Logger, sessions: map[string]map[string]*tunnel.Session{}, still: map[*tunnel.Session]func() (wire.Code, error){}}
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(&collector{board: b})
 	}
@@ -55,17 +57,18 @@ func New(cfg Config) *Board {
 // Serve makes s the session of a node and returns when s has ended. The newest session wins: one that
 // was there before is closed with code Superseded.
 //
-// still is asked once s can be found by Cut, and closes s if it fails: who bars a node first forgets it
-// and then cuts its session, so that a session which comes in between is found by one of the two.
+// still is asked once s can be found by Cut and Recheck, and by each Recheck; s is closed if it fails. Who bars a
+// node first writes that down and then has its session cut, so that one which comes in between is found by one of the two.
 func (b *Board) Serve(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) {
 	log := b.log.With("tenant", tenant, "node", node, "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
-	if old := b.put(s, tenant, node); old != nil {
+	if old := b.put(s, tenant, node, still); old != nil {
 		log.Info("node connected again; its older session is closed", "old", old.RemoteAddr().String())
 		old.Close(wire.Superseded, "a newer session of this node took over")
 	} else {
 		log.Info("node connected")
 	}
 	if code, err := still(); err != nil {
+		log.Warn("node's session is closed", "err", err)
 		s.Close(code, err.Error())
 	}
 	<-s.Done()
@@ -73,9 +76,31 @@ func (b *Board) Serve(s *tunnel.Session, tenant, node string, still func() (wire
 	log.Info("node's session ended", "after", time.Since(s.Stats().Since).Round(time.Millisecond), "err", s.Err())
 }
 
-func (b *Board) put(s *tunnel.Session, tenant, node string) (old *tunnel.Session) {
+// Recheck asks again whether a node's live session may go on, and closes it if not. It returns when that is done.
+func (b *Board) Recheck(tenant, node string) {
+	b.mu.RLock()
+	s := b.sessions[tenant][node]
+	still := b.still[s]
+	b.mu.RUnlock()
+	if still == nil {
+		return
+	}
+	if code, err := still(); err != nil {
+		b.log.Warn("node's session is closed", "tenant", tenant, "node", node, "remote", s.RemoteAddr().String(), "err", err)
+		s.Close(code, err.Error())
+	}
+}
+
+// Probe asks a node's live session, if it is not s, for a sign of life; false if there is none or it stays silent.
+func (b *Board) Probe(ctx context.Context, tenant, node string, s *tunnel.Session) bool {
+	old := b.session(tenant, node)
+	return old != nil && old != s && old.Probe(ctx) == nil
+}
+
+func (b *Board) put(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) (old *tunnel.Session) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.still[s] = still
 	nodes := b.sessions[tenant]
 	if nodes == nil {
 		nodes = map[string]*tunnel.Session{}
@@ -89,6 +114,7 @@ func (b *Board) put(s *tunnel.Session, tenant, node string) (old *tunnel.Session
 func (b *Board) remove(s *tunnel.Session, tenant, node string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	delete(b.still, s)
 	if b.sessions[tenant][node] != s {
 		return
 	}
