@@ -22,6 +22,7 @@ type client struct {
 	endpoint string
 	tls      *tls.Config
 	timeout  time.Duration
+	clock    *Clock // learns the time from each answer
 }
 
 // post sends in and decodes the answer into out. A refusal is an *enrollapi.Error. Nothing is sent
@@ -55,6 +56,10 @@ func (c client) post(ctx context.Context, path string, in, out any) (*tls.Connec
 		return nil, fmt.Errorf("ask broker %s: %w", c.endpoint, err)
 	}
 	defer res.Body.Close()
+	// Whoever answers has been verified: its word on the time, in whatever answer, is as good as any.
+	if said, err := http.ParseTime(res.Header.Get("Date")); err == nil {
+		c.clock.learnSaid(said, res.TLS)
+	}
 	answer, err := io.ReadAll(io.LimitReader(res.Body, enrollapi.MaxAnswer+1))
 	if err != nil {
 		return nil, fmt.Errorf("ask broker %s: read its answer: %w", c.endpoint, err)

@@ -94,7 +94,7 @@ func (j *Joiner) ask(ctx context.Context, b Bundle, key *ecdsa.PrivateKey) (*Ide
 	j.cfg.Report(Progress{Step: StepEnrol, Doing: "enrolling " + inTenant(b.Tenant) + "at " + endpoint})
 	broker := client{endpoint, pki.ClientTLS(nil, j.clock.verify(func(now func() time.Time) pki.Verify {
 		return pki.VerifyPinned(b.CACertHashes, now, nil)
-	})), j.cfg.RequestTimeout}
+	})), j.cfg.RequestTimeout, j.clock}
 	var answer enrollapi.EnrolResponse
 	cs, err := broker.post(ctx, enrollapi.PathEnrol, enrollapi.EnrolRequest{
 		Token: b.Token, Tenant: b.Tenant, CSR: string(csr), Hostname: j.cfg.Hostname, Serial: j.cfg.Serial, Version: j.cfg.Version,

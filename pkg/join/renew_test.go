@@ -1,0 +1,400 @@
+package join
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/mooring-edge/mooring/internal/durable"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/pki"
+)
+
+// forget takes the join bundle away, as on a box that joined from standard input.
+func (s *site) forget() {
+	s.cfg.Bundle = func() (Bundle, error) { return Bundle{}, errors.New("no join bundle") }
+}
+
+func TestRenewNeedsNoBundle(t *testing.T) {
+	s := newSite(t)
+	first := s.mustAll()
+	s.forget()
+	reg := prometheus.NewRegistry()
+	s.cfg.Metrics = NewMetrics(reg)
+	renewed, err := New(s.cfg).Renew(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if renewed.Fingerprint() != first.Fingerprint() || renewed.SPIFFE() != first.SPIFFE() || renewed.leaf.SerialNumber.Cmp(first.leaf.SerialNumber) == 0 {
+		t.Errorf("renewed %+v", renewed)
+	}
+	onDisk, err := New(s.cfg).LoadIdentity()
+	if err != nil || onDisk.Certificate != renewed.Certificate || onDisk.TokenID != first.TokenID || onDisk.Endpoint != first.Endpoint {
+		t.Errorf("on disk: %+v, %v", onDisk, err)
+	}
+	if enrols, _, _ := s.broker.Counts(); enrols != 1 || s.broker.Renews() != 1 {
+		t.Errorf("%d enrolments, %d renewals", enrols, s.broker.Renews())
+	}
+	if got := testutil.ToFloat64(s.cfg.Metrics.attempts.WithLabelValues("renew", "ok")); got != 1 {
+		t.Errorf("counted %v renewals", got)
+	}
+}
+
+// expired makes a box whose certificate ran out long ago, and where the broker now gives better ones.
+func expired(t *testing.T) (*site, *Identity) {
+	s := newSite(t)
+	s.broker.Now = func() time.Time { return time.Now().Add(-4 * time.Minute) }
+	s.broker.TTL = time.Minute
+	id := s.mustAll()
+	s.broker.Now, s.broker.TTL = time.Now, time.Hour
+	if !id.Expired(time.Now()) {
+		t.Fatal("the certificate has not expired: the test proves nothing")
+	}
+	return s, id
+}
+
+func TestExpiredIdentityIsRenewedByItsKey(t *testing.T) {
+	s, old := expired(t)
+	s.forget()
+	s.broker.FailNext(fails(enrollapi.CodeUnavailable), fails(enrollapi.CodeRefused))
+	id, err := s.enrol(s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id.Fingerprint() != old.Fingerprint() || id.Expired(time.Now()) {
+		t.Errorf("renewed %+v", id)
+	}
+	if enrols, _, _ := s.broker.Counts(); enrols != 1 || s.broker.Renews() != 3 {
+		t.Errorf("%d enrolments, %d renewals, want 1 and 3", enrols, s.broker.Renews())
+	}
+	if got := s.errs(); !strings.Contains(got, "removed, or revoked?") {
+		t.Errorf("reported %q", got)
+	}
+}
+
+func TestRemovedNode(t *testing.T) {
+	s, old := expired(t)
+	s.broker.Remove()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := New(s.cfg).Enrol(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("err %v", err)
+	}
+	if enrols, _, _ := s.broker.Counts(); enrols != 1 {
+		t.Errorf("%d enrolments: the old token was sent again", enrols)
+	}
+	if id, err := New(s.cfg).LoadIdentity(); err != nil || id.Certificate != old.Certificate {
+		t.Errorf("the identity was given up: %v", err)
+	}
+
+	// A new bundle is put on the box: the same key is enrolled again, with no hand on the rest.
+	s.broker.NewToken()
+	id, err := s.enrol(s.cfg)
+	if err != nil || id.Fingerprint() != old.Fingerprint() || id.TokenID == old.TokenID {
+		t.Fatalf("enrolled anew: %+v, %v", id, err)
+	}
+	if enrols, _, _ := s.broker.Counts(); enrols != 2 {
+		t.Errorf("%d enrolments, want 2", enrols)
+	}
+	if _, err := New(s.cfg).Renew(t.Context()); err != nil {
+		t.Errorf("and renewed: %v", err)
+	}
+}
+
+func TestRenewalAsAnother(t *testing.T) {
+	s := newSite(t)
+	s.mustAll()
+	s.broker.Tamper(func(r *enrollapi.EnrolResponse) { r.CABundle = "" })
+	if _, err := New(s.cfg).Renew(t.Context()); err == nil {
+		t.Error("an answer without CAs was taken")
+	}
+	if _, err := New(s.cfg).LoadIdentity(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRenewalOnADiskThatFails: the certificate serves from memory, and goes to disk when there is room.
+func TestRenewalOnADiskThatFails(t *testing.T) {
+	s := newSite(t)
+	first := s.mustAll()
+	var full atomic.Bool
+	s.cfg.WriteFile = func(path string, data []byte, perm fs.FileMode) error {
+		if full.Load() {
+			return &fs.PathError{Op: "write", Path: path, Err: syscall.EIO}
+		}
+		return durable.WriteFile(path, data, perm)
+	}
+	full.Store(true)
+	j := New(s.cfg)
+	renewed, err := j.Renew(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err := j.LoadIdentity(); err != nil || now.Certificate != renewed.Certificate || j.Kept() {
+		t.Errorf("in use: %v, kept %t", err, j.Kept())
+	}
+	if disk, err := New(s.cfg).LoadIdentity(); err != nil || disk.Certificate != first.Certificate {
+		t.Errorf("on disk: %v", err)
+	}
+	full.Store(false)
+	j.Flush()
+	if disk, err := New(s.cfg).LoadIdentity(); err != nil || disk.Certificate != renewed.Certificate || !j.Kept() {
+		t.Errorf("with room again: %v, kept %t", err, j.Kept())
+	}
+}
+
+func TestPendingIsAskedAgain(t *testing.T) {
+	s := newSite(t)
+	pending := &enrollapi.Error{Code: enrollapi.CodePending, Message: "approve sha256:..", RetryAfter: 1}
+	s.broker.FailNext(pending, &enrollapi.Error{Code: enrollapi.CodePending, Message: "approve"})
+	s.cfg.StopOnRefusal = true // waiting is not being refused
+	s.cfg.Serial = "SN-1"
+	if _, err := s.enrol(s.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, _ := s.broker.Counts(); n != 3 || s.broker.Serial() != "SN-1" {
+		t.Errorf("asked %d times, with serial %q", n, s.broker.Serial())
+	}
+	var waits []time.Duration
+	for _, p := range s.progress {
+		if _, ok := Pending(p.Err); ok {
+			waits = append(waits, p.RetryIn)
+		}
+	}
+	if len(waits) != 2 || waits[0] < 800*time.Millisecond || waits[0] > 1200*time.Millisecond || waits[1] > 12*time.Millisecond {
+		t.Errorf("waited %v", waits)
+	}
+}
+
+func TestPollPace(t *testing.T) {
+	j := New(Config{StateDir: t.TempDir()})
+	for after, want := range map[int]time.Duration{0: 30 * time.Second, -5: 30 * time.Second, 1: time.Second, 30: 30 * time.Second, 1 << 40: 10 * time.Minute} {
+		if got := j.pollPace(&enrollapi.Error{RetryAfter: after}); got != want {
+			t.Errorf("%d: %s, want %s", after, got, want)
+		}
+	}
+}
+
+func TestBundleOfNoTenant(t *testing.T) {
+	s := newSite(t)
+	bundle := s.cfg.Bundle
+	s.cfg.Bundle = func() (Bundle, error) {
+		b, err := bundle()
+		b.Tenant = ""
+		return b, err
+	}
+	if id := s.mustAll(); id.Tenant != "acme" {
+		t.Errorf("tenant %q, want the broker's word", id.Tenant)
+	}
+}
+
+// certificate makes an identity with a certificate of its own.
+func certificate(t *testing.T, ca *pki.CA, ttl time.Duration) *Identity {
+	t.Helper()
+	_, key, err := pki.MakeKeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificateFor(t, ca, key, ttl)
+}
+
+func certificateFor(t *testing.T, ca *pki.CA, key *ecdsa.PrivateKey, ttl time.Duration) *Identity {
+	t.Helper()
+	csrPEM, err := pki.MakeCSR(key, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := pki.ParseCSR(csrPEM, 1<<16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := pki.Identity{TrustDomain: ca.TrustDomain(), Role: pki.RoleNode, Tenant: "acme", Name: "edge-1"}
+	chain, err := ca.IssueNode(csr, who, time.Now(), ttl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := &Identity{Tenant: "acme", Node: "edge-1", TrustDomain: ca.TrustDomain(), Certificate: string(chain), CABundle: string(ca.CertPEM())}
+	if err := id.complete(key); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func newCA(t *testing.T, domain string) *pki.CA {
+	t.Helper()
+	ca, err := pki.NewCA(domain, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+// TestRenewAt: each certificate has its own moment, the same at each look, between 2/3 and 23/30 of its life.
+func TestRenewAt(t *testing.T) {
+	const life = 7 * 24 * time.Hour
+	ca := newCA(t, "mooring.test")
+	earliest, latest := time.Duration(1<<62), time.Duration(0)
+	for range 50 {
+		id := certificate(t, ca, life)
+		if !id.RenewAt().Equal(id.RenewAt()) {
+			t.Fatal("the moment is another at each look")
+		}
+		age := id.RenewAt().Sub(id.NotAfter().Add(-life))
+		earliest, latest = min(earliest, age), max(latest, age)
+	}
+	if earliest < life*2/3 || latest > life*2/3+life/10 || latest-earliest < life/40 {
+		t.Errorf("from %s to %s of a life of %s", earliest, latest, life)
+	}
+	if id := certificate(t, ca, time.Minute); !id.RenewAt().After(time.Now()) {
+		t.Error("a short certificate is due at once")
+	}
+}
+
+func TestSaveBundle(t *testing.T) {
+	s := newSite(t)
+	id := s.mustAll()
+	j := New(s.cfg)
+	next := newCA(t, "mooring.test")
+	both := string(s.broker.CA.CertPEM()) + string(next.CertPEM())
+	saved, err := j.SaveBundle(both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := saved.Trusts(); len(got) != 2 || got[0] != s.broker.CA.Hash() || got[1] != next.Hash() || saved.Issuer() != s.broker.CA.Hash() {
+		t.Errorf("trusts %v, issued by %s", got, saved.Issuer())
+	}
+	// The other CA alone, while the certificate is still the old one's: it is of use all the same.
+	if saved, err = j.SaveBundle(string(next.CertPEM())); err != nil || saved.Issuer() != "" {
+		t.Errorf("the new CA alone: %v", err)
+	}
+	if again, err := New(s.cfg).LoadIdentity(); err != nil || again.CABundle != string(next.CertPEM()) || again.Certificate != id.Certificate {
+		t.Errorf("on disk: %v", err)
+	}
+	// And the broker, which is the old CA's, is not believed any more.
+	if _, err := New(s.cfg).Renew(t.Context()); err == nil {
+		t.Error("a broker of a CA that is gone was believed")
+	}
+	if _, err := j.SaveBundle(both); err != nil {
+		t.Fatal(err)
+	}
+	leaf := certificate(t, next, time.Hour).Certificate
+	for name, bad := range map[string]string{
+		"nothing":           "",
+		"garbage":           "hello",
+		"another domain's":  string(newCA(t, "elsewhere.test").CertPEM()),
+		"one good, one not": both + string(newCA(t, "elsewhere.test").CertPEM()),
+		"no CA":             leaf,
+		"a CA and a leaf":   both + leaf,
+		"too many":          strings.Repeat(both, 5),
+		"too long":          both + strings.Repeat("#", maxBundle),
+	} {
+		if _, err := j.SaveBundle(bad); !errors.Is(err, errBundle) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now, err := New(s.cfg).LoadIdentity(); err != nil || now.CABundle != both {
+		t.Errorf("a bad bundle was kept: %v", err)
+	}
+}
+
+// FuzzBundle: what is taken are CAs of the domain, and few.
+func FuzzBundle(f *testing.F) {
+	ca, err := pki.NewCA("mooring.test", time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(ca.CertPEM()))
+	f.Add(strings.Repeat(string(ca.CertPEM()), 3) + "x")
+	f.Fuzz(func(t *testing.T, bundle string) {
+		cas, err := parseBundle(bundle, "mooring.test")
+		if err != nil {
+			return
+		}
+		if len(cas) == 0 || len(cas) > maxBundleCAs {
+			t.Fatalf("%d CAs taken", len(cas))
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM([]byte(bundle)) {
+			t.Fatal("taken, and yet of no use")
+		}
+	})
+}
+
+// keeping runs KeepCertificate; each new identity is sent.
+func (s *site) keeping(nudges chan Nudge) (renewed chan *Identity) {
+	ctx, cancel := context.WithCancel(context.Background())
+	renewed = make(chan *Identity, 100)
+	done := make(chan error, 1)
+	go func() { done <- New(s.cfg).KeepCertificate(ctx, nudges, func(id *Identity) { renewed <- id }) }()
+	s.t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			s.t.Errorf("KeepCertificate: %v", err)
+		}
+	})
+	return renewed
+}
+
+func (s *site) next(renewed chan *Identity) *Identity {
+	s.t.Helper()
+	select {
+	case id := <-renewed:
+		return id
+	case <-time.After(time.Minute):
+		s.t.Fatalf("no renewal within a minute; reported:\n%s", s.errs())
+		return nil
+	}
+}
+
+func TestCertificateIsKept(t *testing.T) {
+	s := newSite(t)
+	s.broker.TTL = 3 * time.Second // due after two or so
+	first := s.mustAll()
+	s.broker.FailNext(fails(enrollapi.CodeUnavailable))
+	renewed := s.keeping(make(chan Nudge))
+	second := s.next(renewed)
+	third := s.next(renewed)
+	if !second.NotAfter().After(first.NotAfter()) || !third.NotAfter().After(second.NotAfter()) {
+		t.Errorf("good until %s, then %s, then %s", first.NotAfter(), second.NotAfter(), third.NotAfter())
+	}
+}
+
+func TestNudges(t *testing.T) {
+	s := newSite(t)
+	s.mustAll()
+	nudges := make(chan Nudge, 1)
+	renewed := s.keeping(nudges)
+	for _, n := range []Nudge{NudgeRefused, NudgeIssuer, NudgeRefused} {
+		nudges <- n
+		s.next(renewed)
+	}
+	if got := s.broker.Renews(); got != 3 {
+		t.Errorf("%d renewals, want 3", got)
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	s := newSite(t)
+	if _, err := New(s.cfg).Fingerprint(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a key: %v", err)
+	}
+	id := s.mustAll()
+	if got, err := New(s.cfg).Fingerprint(); err != nil || got != id.Fingerprint() {
+		t.Errorf("%s, %v, want %s", got, err, id.Fingerprint())
+	}
+	if _, err := os.Stat(filepath.Join(s.cfg.StateDir, "clock")); err != nil {
+		t.Error(err)
+	}
+}
