@@ -16,7 +16,13 @@ import (
 	"github.com/mooring-edge/mooring/pkg/join/jointest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain runs this binary as a box to be killed where a test starts it as one.
+func TestMain(m *testing.M) {
+	if data := os.Getenv(childEnv); data != "" {
+		box(data)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // site is a box with a broker and a control plane to join.
 type site struct {
