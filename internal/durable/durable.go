@@ -31,6 +31,10 @@ var (
 	ErrNotRegular = errors.New("not a regular file")
 )
 
+// step is told of each thing done to the disk, after it was done: what a test's disk makes of it shows what
+// a power cut there would have left. to is the second path of a rename; data is what was written.
+var step = func(op, path, to string, data []byte) {}
+
 // tmpMark stands in the name of every file on its way: ".<base>.mooring-tmp-*".
 const tmpMark = ".mooring-tmp-"
 
@@ -71,6 +75,7 @@ func writeFile(path string, data []byte, perm fs.FileMode) error {
 	if err != nil {
 		return err
 	}
+	step("create", tmp.Name(), "", nil)
 	if err := fill(tmp, data, perm); err != nil {
 		os.Remove(tmp.Name())
 		return err
@@ -79,6 +84,7 @@ func writeFile(path string, data []byte, perm fs.FileMode) error {
 		os.Remove(tmp.Name())
 		return err
 	}
+	step("rename", tmp.Name(), path, nil)
 	// Until the directory is on disk too, a power loss may bring back the old
 	// file: the caller must not act on the new one before.
 	return syncDir(dir)
@@ -86,9 +92,10 @@ func writeFile(path string, data []byte, perm fs.FileMode) error {
 
 // syncDir tolerates file systems that cannot sync a directory and say so.
 func syncDir(dir *os.File) error {
-	if err := dir.Sync(); !errors.Is(err, syscall.EINVAL) {
+	if err := dir.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
 		return err
 	}
+	step("syncdir", dir.Name(), "", nil)
 	return nil
 }
 
@@ -96,10 +103,13 @@ func syncDir(dir *os.File) error {
 func fill(f *os.File, data []byte, perm fs.FileMode) error {
 	_, err := f.Write(data)
 	if err == nil {
+		step("write", f.Name(), "", data)
 		err = f.Chmod(perm)
 	}
 	if err == nil {
-		err = f.Sync()
+		if err = f.Sync(); err == nil {
+			step("sync", f.Name(), "", nil)
+		}
 	}
 	return errors.Join(err, f.Close())
 }
@@ -170,6 +180,7 @@ func mkdirAll(path string, perm fs.FileMode) error {
 	if err := os.Mkdir(path, perm); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	step("mkdir", path, "", nil)
 	dir, err := os.Open(parent)
 	if err != nil {
 		return err
