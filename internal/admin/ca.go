@@ -103,6 +103,7 @@ func (b *Broker) caStatus(ctx context.Context, ring *pki.Keyring) (CAStatus, err
 			previous = ca.Hash
 		}
 	}
+	holders := b.Holders() // before the records: who says to be renewed is so in its record
 	nodes, err := b.Nodes.List(ctx, "")
 	if err != nil {
 		return s, err
@@ -115,7 +116,7 @@ func (b *Broker) caStatus(ctx context.Context, ring *pki.Keyring) (CAStatus, err
 		}
 	}
 	s.Enrolled = len(nodes)
-	for _, h := range b.Holders() {
+	for _, h := range holders {
 		name := h.Tenant + "/" + h.Node
 		trusts := slices.Contains(h.Trusts, newest)
 		renewed := h.CertificateIssuer == ring.Hash() || issuers[name] == ring.Hash()
@@ -164,7 +165,10 @@ func (b *Broker) stepCA(r *http.Request) (any, error) {
 	if err != nil {
 		ev.Outcome, ev.Reason = audit.Refused, err.Error()
 		b.Audit.Record(ev)
-		if errors.Is(err, pki.ErrPhase) || errors.Is(err, ErrConflict) || errors.Is(err, errNotReady) {
+		switch {
+		case errors.Is(err, pki.ErrPhase):
+			err = &Error{http.StatusConflict, err.Error() + "; see `broker ca status`"}
+		case errors.Is(err, ErrConflict), errors.Is(err, errNotReady):
 			err = &Error{http.StatusConflict, err.Error()}
 		}
 		return nil, err

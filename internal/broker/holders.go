@@ -88,6 +88,8 @@ func (h *holders) onStatus(s *tunnel.Session, st wire.Status) {
 	defer h.mu.Unlock()
 	if m := h.live[s]; m != nil {
 		m.status = &st
+		h.log.Debug("node says what it holds of the CA", "tenant", m.id.Tenant, "node", m.id.Name,
+			"trusts", len(st.Trusts), "issuer", st.CertificateIssuer)
 	}
 }
 
