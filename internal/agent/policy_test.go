@@ -113,10 +113,13 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// FuzzPolicy checks by another way than the policy's own that nothing but the kubelet is ever permitted.
-func FuzzPolicy(f *testing.F) {
+// FuzzFault30Policy checks by another way than the policy's own that nothing but the kubelet is ever permitted.
+func FuzzFault30Policy(f *testing.F) {
 	for _, c := range policyCases {
 		f.Add(c.target)
+	}
+	for _, target := range fault30 {
+		f.Add(target)
 	}
 	permitted := map[netip.AddrPort]bool{
 		netip.MustParseAddrPort("192.168.1.10:10250"): true, netip.MustParseAddrPort("[2001:db8::10]:10250"): true,

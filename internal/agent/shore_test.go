@@ -194,13 +194,17 @@ func (s *shore) node() *config.Agent {
 	return cfg
 }
 
-func mustNew(t *testing.T, cfg *config.Agent) *Agent {
-	t.Helper()
-	level := slog.LevelError
+func testLogger(t *testing.T) *slog.Logger {
+	level := slog.LevelError + 1 // what these tests break is told at length
 	if testing.Verbose() {
 		level = slog.LevelDebug
 	}
-	a, err := New(cfg, Options{Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))})
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))
+}
+
+func mustNew(t *testing.T, cfg *config.Agent) *Agent {
+	t.Helper()
+	a, err := New(cfg, Options{Logger: testLogger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,6 +215,11 @@ func mustNew(t *testing.T, cfg *config.Agent) *Agent {
 func run(t *testing.T, cfg *config.Agent) (a *Agent, stop func()) {
 	t.Helper()
 	a = mustNew(t, cfg)
+	return a, runAgent(t, a)
+}
+
+func runAgent(t *testing.T, a *Agent) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
@@ -226,7 +235,7 @@ func run(t *testing.T, cfg *config.Agent) (a *Agent, stop func()) {
 		}
 	}
 	t.Cleanup(stop)
-	return a, stop
+	return stop
 }
 
 // until waits for the agent's status, as its socket gives it, to be as wanted.
