@@ -100,6 +100,7 @@ type Options struct {
 	write        func(path string, data []byte, perm fs.FileMode) error
 	setTime      func(time.Time) error
 	storageEvery time.Duration
+	issuerSpread time.Duration
 }
 
 // New puts an agent together. It starts nothing and touches no file.
@@ -155,7 +156,7 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 		},
 		StopOnRefusal: o.StopOnRefusal,
 		Report:        a.progress, Beat: a.beatBeforeTunnel,
-		WriteFile: a.writeFile, Now: o.now,
+		WriteFile: a.writeFile, Now: o.now, IssuerSpread: o.issuerSpread,
 		Metrics: join.NewMetrics(a.registry), Logger: o.Logger,
 	})
 	a.client = a.newClient()

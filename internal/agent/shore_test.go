@@ -74,11 +74,12 @@ type shore struct {
 	api    *jointest.API
 	broker *jointest.Broker
 	up     chan *tunnel.Session
-	stop   func() // of the tunnel's end
+	told   chan wire.Status // what nodes say of their certificates
+	stop   func()           // of the tunnel's end
 }
 
 func newShore(t *testing.T) *shore {
-	s := &shore{t: t, api: jointest.NewAPI(t), up: make(chan *tunnel.Session, 16)}
+	s := &shore{t: t, api: jointest.NewAPI(t), up: make(chan *tunnel.Session, 16), told: make(chan wire.Status, 16)}
 	s.broker = jointest.NewBroker(t, s.api)
 	s.listen()
 	return s
@@ -94,7 +95,7 @@ func (s *shore) listen() {
 	acceptor := tunnel.NewAcceptor(tunnel.AcceptorConfig{
 		TLS: pki.ServerTLS(func() (*tls.Certificate, error) { return &cert, nil },
 			pki.VerifyPeer(s.broker.CA.Pool, x509.ExtKeyUsageClientAuth, time.Now, nil), pki.ServerOptions{}),
-		Config:    tunnel.Config{Handler: s.handle},
+		Config:    tunnel.Config{Handler: s.handle, OnStatus: func(_ *tunnel.Session, st wire.Status) { s.told <- st }},
 		OnSession: func(_ context.Context, sess *tunnel.Session) { s.up <- sess },
 	})
 	pc, err := net.ListenPacket("udp", s.broker.Endpoint)

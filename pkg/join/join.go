@@ -85,6 +85,9 @@ type Config struct {
 	RefusedRetry time.Duration
 	// BackoffMin and BackoffMax bound the full-jitter backoff of what may come right by itself. Defaults 0.5s, 60s.
 	BackoffMin, BackoffMax time.Duration
+	// IssuerSpread is the time over which the renewals of all nodes are spread when the broker's CA has
+	// changed. Default 1m.
+	IssuerSpread time.Duration
 	// RequestTimeout bounds each request to the broker. Default 30s.
 	RequestTimeout time.Duration
 	// IssueTimeout bounds the wait for the kubelet's certificate, before it is asked for anew. Default 5m.
@@ -155,6 +158,7 @@ func New(cfg Config) *Joiner {
 	def(&cfg.RefusedRetry, time.Minute)
 	def(&cfg.BackoffMin, 500*time.Millisecond)
 	def(&cfg.BackoffMax, time.Minute)
+	def(&cfg.IssuerSpread, time.Minute)
 	def(&cfg.RequestTimeout, 30*time.Second)
 	def(&cfg.IssueTimeout, 5*time.Minute)
 	if cfg.Report == nil {

@@ -45,7 +45,7 @@ func newSite(t *testing.T) *site {
 		},
 		Hostname: "edge-1", Version: "v0", APIAddress: s.api.Address,
 		Kubelet:      Kubelet{RootDir: filepath.Join(t.TempDir(), "kubelet"), Port: 10250},
-		RefusedRetry: 10 * time.Millisecond, BackoffMin: time.Millisecond, BackoffMax: 10 * time.Millisecond,
+		RefusedRetry: 10 * time.Millisecond, IssuerSpread: 10 * time.Millisecond, BackoffMin: time.Millisecond, BackoffMax: 10 * time.Millisecond,
 		RequestTimeout: 30 * time.Second, IssueTimeout: 30 * time.Second,
 		Report: func(p Progress) {
 			s.mu.Lock()

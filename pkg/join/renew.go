@@ -148,12 +148,11 @@ const (
 	// NudgeRefused: the broker refused the certificate.
 	NudgeRefused Nudge = iota + 1
 	// NudgeIssuer: the broker's CA is another than the certificate's. All nodes learn that at once, so
-	// each waits a random part of a minute.
+	// each waits a random part of Config.IssuerSpread.
 	NudgeIssuer
 )
 
 const (
-	issuerSpread = time.Minute
 	// lookInterval is how often the clock is looked at while renewal is waited for: it may be set.
 	lookInterval = time.Minute
 	// soon is how long after a renewal another one counts as one too many, and has to wait longer.
@@ -211,7 +210,7 @@ func (j *Joiner) untilDue(ctx context.Context, nudges <-chan Nudge) error {
 		case n := <-nudges:
 			timer.Stop()
 			if n == NudgeIssuer {
-				return j.wait(ctx, rand.N(min(issuerSpread, j.cfg.RefusedRetry)))
+				return j.wait(ctx, rand.N(j.cfg.IssuerSpread))
 			}
 			return nil
 		}
