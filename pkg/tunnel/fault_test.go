@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"strings"
@@ -245,19 +246,26 @@ func TestUnverifyingConfigurationsAreRefused(t *testing.T) {
 	}
 }
 
-// TestNoResumption: a client that keeps tickets gets none, so each session shows its certificate.
-func TestNoResumption(t *testing.T) {
+// TestFault32NoResumption: a client that keeps tickets gets none, over QUIC either, so each session shows its
+// certificate, and one that follows another's is its own.
+func TestFault32NoResumption(t *testing.T) {
+	ca, caKey := makeCert("ca of two tenants", nil, nil)
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
 	base := brokerTLS()
+	base.ClientCAs = roots
 	cfg := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return base, nil }}
 	b := startBroker(t, AcceptorConfig{TLS: cfg})
+	tenants := []tls.Certificate{leaf("acme", ca, caKey), leaf("globex", ca, caKey)}
 	eachTransport(t, func(t *testing.T, tr Transport) {
 		cache := tls.NewLRUClientSessionCache(8)
-		for range 2 {
+		for i := range 4 {
 			d := dialer(b.addr, tr, Config{})
 			e, err := d.prepare()
 			if err != nil {
 				t.Fatal(err)
 			}
+			e.tls.Certificates = tenants[i%2 : i%2+1]
 			e.tls.ClientSessionCache = cache
 			e.transport = tr
 			s, err := e.dial(t.Context())
@@ -266,7 +274,9 @@ func TestNoResumption(t *testing.T) {
 			}
 			brk := b.next(t)
 			if s.ConnectionState().DidResume || brk.ConnectionState().DidResume || len(brk.ConnectionState().PeerCertificates) == 0 {
-				t.Error("the second session was a resumption of the first")
+				t.Error("the session was a resumption of the one before")
+			} else if got, want := brk.ConnectionState().PeerCertificates[0].Subject.CommonName, []string{"acme", "globex"}[i%2]; got != want {
+				t.Errorf("the session of %s is %s's to the broker", want, got)
 			}
 			_ = s.Close(wire.Shutdown, "")
 		}
