@@ -95,7 +95,7 @@ exec, port-forward, metrics) and each node reaches its own API server.`,
 		"socket of the running broker (environment "+socketEnv+")")
 	client := func() *admin.Client { return admin.NewClient(*socket) }
 	root.AddCommand(
-		newServe(), newConfig(), newTenant(client), newToken(client), newNode(client),
+		newServe(), newConfig(), newTenant(client), newToken(client), newClaim(client), newNode(client),
 		newEgress(client), newCA(client), newStatus(client), newVersion(),
 	)
 	return root

@@ -12,7 +12,7 @@ import (
 )
 
 func newNode(client func() *admin.Client) *cobra.Command {
-	return group("node", "Look at and manage enrolled nodes", newNodeList(client), newNodeShow(client), newNodeRemove(client))
+	return group("node", "Look at and manage enrolled nodes", newNodeList(client), newNodeShow(client), newNodePending(client), newNodeApprove(client), newNodeDeny(client), newNodeRemove(client))
 }
 
 func newNodeList(client func() *admin.Client) *cobra.Command {

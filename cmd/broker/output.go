@@ -17,9 +17,14 @@ type output struct{ format string }
 
 // addOutput gives a command its -o flag; the first format is the default.
 func addOutput(c *cobra.Command, formats ...string) *output {
+	return addFormat(c, "output", formats...)
+}
+
+// addFormat is addOutput with another long name.
+func addFormat(c *cobra.Command, name string, formats ...string) *output {
 	o := &output{}
-	c.Flags().StringVarP(&o.format, "output", "o", formats[0], "output format: "+strings.Join(formats, ", "))
-	c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().StringVarP(&o.format, name, "o", formats[0], "output format: "+strings.Join(formats, ", "))
+	c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	previous := c.PreRunE
 	c.PreRunE = func(cmd *cobra.Command, args []string) error {
 		for _, f := range formats {

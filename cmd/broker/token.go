@@ -1,13 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/mooring-edge/mooring/internal/admin"
 	"github.com/mooring-edge/mooring/internal/config"
@@ -22,32 +22,56 @@ func newTokenCreate(client func() *admin.Client) *cobra.Command {
 	r := admin.TokenRequest{}
 	var ttl time.Duration
 	var taints []string
+	var noTenant bool
 	c := &cobra.Command{
-		Use:   "create --tenant NAME",
+		Use:   "create --tenant NAME | --no-tenant",
 		Short: "Create an enrolment token and print its join bundle",
 		Long: `Create an enrolment token and print the join bundle that an edge node needs: the broker's
 address, the hash of its CA, and the token. The bundle holds a secret, shown only now;
-put it on the box as /etc/mooring/join.yaml.`,
+put it on the box as /etc/mooring/join.yaml.
+
+Formats: yaml (the bundle), json (the same), text (for a person: what it is, and the steps), cloud-init (a
+whole user-data, for images with edge-agent in them).
+
+A node is named by --node-name: a name, or a template with {hostname}, {serial} and {tenant}; by default by the
+box's host name. With --approval manual each box waits until an operator approves it. A token of no tenant may be
+baked into an image that all boxes share: claims say where each box belongs (broker claim create), and a box
+without a claim waits (broker node pending).`,
 		Example: `  # one box, for a day, named by its host name
   broker token create --tenant acme > join.yaml
 
   # twenty boxes within a week, labelled and tainted
   broker token create --tenant acme --uses 20 --ttl 168h \
-    --label site=hamburg --taint edge=true:NoSchedule`,
+    --label site=hamburg --taint edge=true:NoSchedule
+
+  # user-data for an image with edge-agent, nodes named by their serial numbers
+  broker token create --tenant acme --uses 20 --node-name 'shop-{serial}' --format cloud-init > user-data
+
+  # one image for all tenants; claims place the boxes
+  broker token create --no-tenant --uses 1000 --ttl 2160h > join.yaml`,
 		Args: cobra.NoArgs,
 	}
-	out := addOutput(c, "yaml", "json")
+	out := addFormat(c, "format", formatYAML, formatJSON, formatText, formatCloudInit)
 	f := c.Flags()
-	f.StringVar(&r.Tenant, "tenant", "", "tenant that the node will belong to (required)")
+	f.StringVar(&out.format, "output", formatYAML, "as in the other commands: --format")
+	f.MarkHidden("output")
+	f.StringVar(&r.Tenant, "tenant", "", "tenant that the node will belong to")
+	f.BoolVar(&noTenant, "no-tenant", false, "of no tenant: claims place its boxes, or an operator does")
 	f.DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
 	f.IntVar(&r.Uses, "uses", 1, "how many nodes may enrol with it")
-	f.StringVar(&r.NodeName, "node-name", "", "name of the node; needs --uses 1 (default: the box's host name)")
+	f.StringVar(&r.NodeName, "node-name", "", "name of the node (needs --uses 1), or a template with {hostname}, {serial}, {tenant} (default: the box's host name)")
+	f.StringVar(&r.Approval, "approval", "auto", "auto, or manual: each box waits until an operator approves it")
 	f.StringToStringVar(&r.Labels, "label", nil, "label that the node registers with, key=value; may be repeated")
 	f.StringArrayVar(&taints, "taint", nil, "taint that the node registers with, key=value:Effect; may be repeated")
 	f.StringVar(&r.Description, "description", "", "a note for the list of tokens")
-	c.MarkFlagRequired("tenant")
+	c.MarkFlagsOneRequired("tenant", "no-tenant")
+	c.MarkFlagsMutuallyExclusive("tenant", "no-tenant")
+	c.RegisterFlagCompletionFunc("approval", completeApproval)
 	c.RegisterFlagCompletionFunc("tenant", completeTenants(client))
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if r.Tenant == "" && !noTenant {
+			return usageError{errors.New("--tenant is empty: name one, or say --no-tenant")}
+		}
 		if ttl <= 0 || r.Uses < 1 {
 			return usageError{fmt.Errorf("want --ttl above 0 and --uses of at least 1, got %s and %d", ttl, r.Uses)}
 		}
@@ -63,24 +87,9 @@ put it on the box as /etc/mooring/join.yaml.`,
 		if err != nil {
 			return err
 		}
-		return printBundle(c.OutOrStdout(), out, resp)
+		return printBundle(c.OutOrStdout(), out.format, resp)
 	}
 	return c
-}
-
-// printBundle writes the bundle; as YAML with a word to the person who will find the file.
-func printBundle(w io.Writer, out *output, r admin.TokenResponse) error {
-	if out.format == "json" {
-		return out.print(w, r.Bundle, nil)
-	}
-	b, err := yaml.Marshal(r.Bundle)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(w, `# Enrols %d node(s) in tenant %s until %s. Holds a secret.
-# Put it on the box as /etc/mooring/join.yaml and start edge-agent.
-%s`, r.Uses, r.Bundle.Tenant, r.Expires.UTC().Format(time.RFC3339), b)
-	return err
 }
 
 func newTokenList(client func() *admin.Client) *cobra.Command {
@@ -101,9 +110,9 @@ func newTokenList(client func() *admin.Client) *cobra.Command {
 			return err
 		}
 		return out.print(c.OutOrStdout(), all, func(w io.Writer) {
-			row(w, "ID", "TENANT", "STATE", "USES", "EXPIRES", "USED BY", "DESCRIPTION")
+			row(w, "ID", "TENANT", "STATE", "USES", "APPROVAL", "EXPIRES", "USED BY", "DESCRIPTION")
 			for _, t := range all {
-				row(w, t.ID, t.Tenant, t.State, fmt.Sprintf("%d/%d", len(t.UsedBy), t.Uses),
+				row(w, t.ID, orDash(t.Tenant), t.State, fmt.Sprintf("%d/%d", len(t.UsedBy), t.Uses), t.Approval,
 					t.Expires.UTC().Format(time.RFC3339), orDash(strings.Join(t.UsedBy, ",")), orDash(t.Description))
 			}
 		})

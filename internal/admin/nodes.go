@@ -1,9 +1,11 @@
 package admin
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
@@ -18,7 +20,7 @@ func (b *Broker) createToken(r *http.Request) (any, error) {
 		return nil, err
 	}
 	token, rec, err := b.Tokens.Create(r.Context(), enroll.TokenSpec{
-		Tenant: req.Tenant, TTL: req.TTL.Duration, Uses: req.Uses, NodeName: req.NodeName,
+		Tenant: req.Tenant, TTL: req.TTL.Duration, Uses: req.Uses, NodeName: req.NodeName, Approval: req.Approval,
 		Labels: req.Labels, Taints: req.Taints, Description: req.Description,
 	})
 	if errors.Is(err, tenant.ErrNotFound) {
@@ -27,13 +29,16 @@ func (b *Broker) createToken(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, &Error{http.StatusBadRequest, err.Error()}
 	}
+	b.record(r, "token", "create", rec.Tenant, "", map[string]string{
+		"token": rec.ID, "uses": strconv.Itoa(rec.Uses), "expires": rec.ExpiresAt.Format(time.RFC3339), "approval": rec.Approval, "nodeName": rec.NodeName,
+	})
 	return TokenResponse{
 		Bundle: config.JoinBundle{
 			TypeMeta: config.TypeMeta{APIVersion: config.APIVersion, Kind: config.KindJoinBundle},
 			Endpoint: b.PublicEndpoint, Tenant: rec.Tenant, Token: token.String(),
 			CACertHashes: b.CA.Keyring().Pins(),
 		},
-		Expires: rec.ExpiresAt, Uses: rec.Uses,
+		Expires: rec.ExpiresAt, Uses: rec.Uses, Approval: rec.Approval,
 	}, nil
 }
 
@@ -48,9 +53,12 @@ func (b *Broker) listTokens(r *http.Request) (any, error) {
 		t := Token{
 			ID: rec.ID, Tenant: rec.Tenant, Description: rec.Description,
 			CreatedAt: rec.CreatedAt, Expires: rec.ExpiresAt, Uses: rec.Uses, UsedBy: []string{},
-			State: rec.Status(now), NodeName: rec.NodeName, Labels: rec.Labels, Taints: rec.Taints,
+			State: rec.Status(now), NodeName: rec.NodeName, Approval: cmp.Or(rec.Approval, enroll.ApprovalAuto), Labels: rec.Labels, Taints: rec.Taints,
 		}
 		for _, u := range rec.Used {
+			if u.Tenant != "" { // of a token that has none
+				u.Node = u.Tenant + "/" + u.Node
+			}
 			t.UsedBy = append(t.UsedBy, u.Node)
 		}
 		out = append(out, t)
@@ -65,6 +73,7 @@ func (b *Broker) revokeToken(r *http.Request) (any, error) {
 	} else if err != nil {
 		return nil, err
 	}
+	b.record(r, "token", "revoke", "", "", map[string]string{"token": id})
 	return struct{}{}, nil
 }
 

@@ -24,6 +24,7 @@ type Broker struct {
 	Tenants *tenant.Registry
 	Tokens  *enroll.Tokens
 	Nodes   *enroll.Nodes
+	Claims  *enroll.Claims
 	// Purge removes a tenant's tokens and node records; tenant.ErrExists while it is there.
 	Purge func(ctx context.Context, tenant string) error
 	Board *switchboard.Board
@@ -62,6 +63,7 @@ func (b *Broker) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/ca", serve(b.showCA))
 	mux.HandleFunc("POST /v1/ca/{step}", serve(b.stepCA))
 	mux.HandleFunc("POST /v1/egress", serve(b.issueEgress))
+	b.enrolmentRoutes(mux)
 	return mux
 }
 

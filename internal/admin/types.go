@@ -61,10 +61,12 @@ type Tenant struct {
 
 // TokenRequest creates an enrolment token.
 type TokenRequest struct {
+	// Tenant of its nodes; "" = of no tenant: claims or an operator place the boxes.
 	Tenant      string            `json:"tenant"`
 	TTL         config.Duration   `json:"ttl"`
 	Uses        int               `json:"uses"`
 	NodeName    string            `json:"nodeName,omitempty"`
+	Approval    string            `json:"approval,omitempty"` // auto (also "") or manual
 	Labels      map[string]string `json:"labels,omitempty"`
 	Taints      []enrollapi.Taint `json:"taints,omitempty"`
 	Description string            `json:"description,omitempty"`
@@ -75,6 +77,8 @@ type TokenResponse struct {
 	Bundle  config.JoinBundle `json:"bundle"`
 	Expires time.Time         `json:"expires"`
 	Uses    int               `json:"uses"`
+	// Approval is auto or manual.
+	Approval string `json:"approval"`
 }
 
 // Token is an enrolment token without its secret.
@@ -88,6 +92,7 @@ type Token struct {
 	UsedBy      []string          `json:"usedBy"`
 	State       string            `json:"state"` // active, expired, used up or revoked
 	NodeName    string            `json:"nodeName,omitempty"`
+	Approval    string            `json:"approval"` // auto or manual
 	Labels      map[string]string `json:"labels,omitempty"`
 	Taints      []enrollapi.Taint `json:"taints,omitempty"`
 }

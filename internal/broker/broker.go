@@ -165,6 +165,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	}
 	b.tenants = tenant.NewRegistry(st, b.log)
 	b.tokens = enroll.NewTokens(st, nil, b.log)
+	b.tokens.Audit = b.audit
 	b.nodes = enroll.NewNodes(st, b.log)
 	b.clients = enroll.NewClients(b.tenants, nil)
 	b.board = switchboard.New(switchboard.Config{Registerer: b.metrics, Logger: b.log})
@@ -228,7 +229,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	approver := enroll.NewApprover(enroll.ApproverConfig{Nodes: b.nodes, Attester: b.board, Logger: b.log, Metrics: enrolMetrics})
 	manager := enroll.NewManager(b.tenants, approver.Run, b.log)
 	adm := &admin.Broker{
-		Tenants: b.tenants, Tokens: b.tokens, Nodes: b.nodes, Board: b.board, CA: b.ca, Health: b.health,
+		Tenants: b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board, CA: b.ca, Health: b.health,
 		Holders: b.holders.list, EgressCerts: egressCerts{st},
 		Purge: func(ctx context.Context, tenant string) error {
 			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
@@ -244,6 +245,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
 	g.Go(func() error { return eg.Serve(ctx, ln.egress) })
 	g.Go(func() error { return manager.Run(ctx) })
+	g.Go(func() error { return b.tokens.Run(ctx, st, enrolMetrics) })
 	g.Go(func() error { return serveHTTP(ctx, adminSrv, ln.admin) })
 	if ln.health != nil {
 		g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, b.health.Handler(b.metrics), b.log), ln.health) })

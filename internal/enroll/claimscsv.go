@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/store"
@@ -30,50 +31,15 @@ const (
 var claimColumns = []string{"serial", "tenant", "node-name", "labels", "taints"}
 
 // ParseClaims reads claims from CSV (RFC 4180) with the header serial,tenant,node-name,labels,taints. Labels are
-// "key=value", taints "key=value:Effect" or "key:Effect", several with ';' between. The error holds all that is wrong,
-// each with its line; then there are no claims.
+// "key=value", taints "key=value:Effect" or "key:Effect", several with ';' between. The error holds all that is wrong
+// with their form, each with its line; then there are no claims.
 func ParseClaims(data []byte) ([]ClaimSpec, error) {
-	if len(data) > MaxClaimsCSV {
-		return nil, fmt.Errorf("%d bytes of claims, at most %d are taken: split the file", len(data), MaxClaimsCSV)
-	}
-	r := csv.NewReader(strings.NewReader(strings.TrimPrefix(string(data), "\ufeff"))) // spreadsheets write a BOM
-	r.FieldsPerRecord = -1                                                            // said in our own words
-	header, err := r.Read()
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, csvProblem(err)
-	}
-	if !slices.Equal(header, claimColumns) {
-		return nil, fmt.Errorf("line 1: want the header %q, got %q", strings.Join(claimColumns, ","), cut(strings.Join(header, ","), 100))
-	}
-	var specs []ClaimSpec
-	problems := problemList{}
-	for {
-		fields, err := r.Read()
-		if errors.Is(err, io.EOF) {
-			break
+	var problems problemList
+	specs := parseClaims(data, &problems)
+	for _, spec := range specs {
+		if _, err := spec.record(time.Time{}); err != nil {
+			problems.add(spec.line, err)
 		}
-		if err != nil {
-			problems.add(csvProblem(err)) // where the next line begins is not known then
-			break
-		}
-		line, _ := r.FieldPos(0)
-		if len(specs) == MaxClaimsAtOnce {
-			problems.add(fmt.Errorf("line %d: more than %d claims: split the file", line, MaxClaimsAtOnce))
-			break
-		}
-		if len(fields) != len(claimColumns) {
-			problems.add(fmt.Errorf("line %d: %d fields, want %d (%s)", line, len(fields), len(claimColumns), strings.Join(claimColumns, ",")))
-			continue
-		}
-		spec, err := claimOfFields(fields)
-		spec.line = line
-		if err != nil {
-			problems.add(atLine(line, err))
-		}
-		specs = append(specs, spec)
-	}
-	if len(problems.errs) == 0 && len(specs) == 0 {
-		problems.add(errors.New("no claims below the header"))
 	}
 	if err := problems.err(); err != nil {
 		return nil, err
@@ -81,16 +47,50 @@ func ParseClaims(data []byte) ([]ClaimSpec, error) {
 	return specs, nil
 }
 
-// atLine puts all that is wrong with a line on one.
-func atLine(line int, err error) error {
-	return fmt.Errorf("line %d: %s", line, strings.ReplaceAll(err.Error(), "\n", "; "))
-}
-
-func csvProblem(err error) error {
-	if e, ok := errors.AsType[*csv.ParseError](err); ok {
-		return fmt.Errorf("line %d: %w", e.Line, e.Err)
+// parseClaims returns the claims whose lines can be read, and adds what is wrong with the others.
+func parseClaims(data []byte, problems *problemList) (specs []ClaimSpec) {
+	if len(data) > MaxClaimsCSV {
+		problems.add(0, fmt.Errorf("%d bytes of claims, at most %d are taken: split the file", len(data), MaxClaimsCSV))
+		return nil
 	}
-	return err
+	r := csv.NewReader(strings.NewReader(strings.TrimPrefix(string(data), "\ufeff"))) // spreadsheets write a BOM
+	r.FieldsPerRecord = -1                                                            // said in our own words
+	header, err := r.Read()
+	if err != nil && !errors.Is(err, io.EOF) {
+		problems.addCSV(err)
+		return nil
+	}
+	if !slices.Equal(header, claimColumns) {
+		problems.add(1, fmt.Errorf("want the header %q, got %q", strings.Join(claimColumns, ","), cut(strings.Join(header, ","), 100)))
+		return nil
+	}
+	for n := 0; ; n++ {
+		fields, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			if n == 0 {
+				problems.add(1, errors.New("no claims below the header"))
+			}
+			return specs
+		}
+		if err != nil {
+			problems.addCSV(err) // where the next line begins is not known then
+			return specs
+		}
+		line, _ := r.FieldPos(0)
+		switch {
+		case n == MaxClaimsAtOnce:
+			problems.add(line, fmt.Errorf("more than %d claims: split the file", MaxClaimsAtOnce))
+			return specs
+		case len(fields) != len(claimColumns):
+			problems.add(line, fmt.Errorf("%d fields, want %d (%s)", len(fields), len(claimColumns), strings.Join(claimColumns, ",")))
+			continue
+		}
+		spec, err := claimOfFields(fields)
+		if spec.line = line; err != nil {
+			problems.add(line, err)
+		}
+		specs = append(specs, spec)
+	}
 }
 
 func claimOfFields(f []string) (ClaimSpec, error) {
@@ -127,42 +127,73 @@ func listOf(field string) (items []string) {
 	return items
 }
 
-// problemList gathers problems, and leaves out those that nobody would read.
+// problemList gathers problems by line, and leaves out those that nobody would read.
 type problemList struct {
-	errs []error
-	more int
+	found []lineProblem
+	more  int
 }
 
-func (p *problemList) add(err error) {
-	switch {
-	case err == nil:
-	case len(p.errs) >= maxCSVProblems:
+type lineProblem struct {
+	line int // 0 = of the whole
+	err  error
+}
+
+func (p *problemList) add(line int, err error) {
+	if len(p.found) >= maxCSVProblems {
 		p.more++
-	default:
-		p.errs = append(p.errs, err)
+		return
 	}
+	p.found = append(p.found, lineProblem{line, err})
 }
 
-func (p *problemList) err() error {
-	if p.more > 0 {
-		return errors.Join(append(p.errs, fmt.Errorf("and %d problems more", p.more))...)
+func (p *problemList) addCSV(err error) {
+	if e, ok := errors.AsType[*csv.ParseError](err); ok {
+		p.add(e.Line, e.Err)
+		return
 	}
-	return errors.Join(p.errs...)
+	p.add(0, err)
+}
+
+// err is all of it, one problem a line.
+func (p *problemList) err() error {
+	if len(p.found) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(p.found, func(a, b lineProblem) int { return a.line - b.line })
+	var lines []string
+	for _, f := range p.found {
+		text := strings.ReplaceAll(f.err.Error(), "\n", "; ")
+		if f.line > 0 {
+			text = fmt.Sprintf("line %d: %s", f.line, text)
+		}
+		lines = append(lines, text)
+	}
+	if p.more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d problems more", p.more))
+	}
+	return errors.New(strings.Join(lines, "\n"))
 }
 
 // Filed is what CreateAll did.
 type Filed struct {
-	// Created are new, Unchanged were there with the same content.
-	Created, Unchanged int
+	// Created are the new ones.
+	Created []ClaimRecord
+	// Unchanged is how many were there with the same content.
+	Unchanged int
 }
 
-// CreateAll files many claims: it checks all of them first, and files none if anything is wrong with any (a claim
-// that exists for something else is wrong, one with the same content is not). Then they are committed in batches of
-// 250, each whole or not at all; an error from there on says how many were filed, and the same call again
-// files the rest.
-func (c *Claims) CreateAll(ctx context.Context, specs []ClaimSpec) (Filed, error) {
-	recs, conds, filed, err := c.checkAll(ctx, specs)
-	if err != nil {
+// CreateCSV files the claims of a CSV file (see ParseClaims), all with this approval ("" = auto). All of it is checked
+// first, and nothing is filed if anything is wrong with any (a claim that exists for something else is wrong, one
+// with the same content is not); the error holds all problems. Then they are committed in batches of 250, each whole
+// or not at all; an error from there on says how many are filed, and the same call again files the rest.
+func (c *Claims) CreateCSV(ctx context.Context, data []byte, approval string) (Filed, error) {
+	var problems problemList
+	specs := parseClaims(data, &problems)
+	for i := range specs {
+		specs[i].Approval = approval
+	}
+	recs, conds, filed, err := c.checkAll(ctx, specs, &problems)
+	if err = errors.Join(err, problems.err()); err != nil {
 		return Filed{}, err
 	}
 	for len(recs) > 0 {
@@ -183,17 +214,17 @@ func (c *Claims) CreateAll(ctx context.Context, specs []ClaimSpec) (Filed, error
 			}
 		}
 		if err := c.store.Commit(ctx, ops...); err != nil {
-			return filed, fmt.Errorf("%d claims are filed, %d are not (from serial %q on): %w; run it again, what is filed is passed over", filed.Created+filed.Unchanged, len(recs), recs[0].Serial, err)
+			return filed, fmt.Errorf("%d claims are filed, %d are not (from serial %q on): %w; run it again, what is filed is passed over", len(filed.Created)+filed.Unchanged, len(recs), recs[0].Serial, err)
 		}
-		filed.Created += n
+		filed.Created = append(filed.Created, recs[:n]...)
 		recs = recs[n:]
 	}
-	c.log.Info("claims created", "claims", filed.Created, "unchanged", filed.Unchanged)
+	c.log.Info("claims created", "claims", len(filed.Created), "unchanged", filed.Unchanged)
 	return filed, nil
 }
 
 // checkAll returns the claims that are new, and a condition for each tenant.
-func (c *Claims) checkAll(ctx context.Context, specs []ClaimSpec) (recs []ClaimRecord, conds map[string]store.Op, filed Filed, err error) {
+func (c *Claims) checkAll(ctx context.Context, specs []ClaimSpec, problems *problemList) (recs []ClaimRecord, conds map[string]store.Op, filed Filed, err error) {
 	there, err := c.List(ctx, "")
 	if err != nil {
 		return nil, nil, filed, err
@@ -205,11 +236,10 @@ func (c *Claims) checkAll(ctx context.Context, specs []ClaimSpec) (recs []ClaimR
 	conds = map[string]store.Op{}
 	lost := map[string]error{} // tenants that can't be used
 	serials, names := map[string]int{}, map[[2]string]int{}
-	var problems problemList
 	for _, spec := range specs {
 		rec, err := spec.record(c.now().UTC())
 		if err != nil {
-			problems.add(atLine(spec.line, err))
+			problems.add(spec.line, err)
 			continue
 		}
 		if _, ok := conds[rec.Tenant]; !ok && lost[rec.Tenant] == nil {
@@ -226,14 +256,14 @@ func (c *Claims) checkAll(ctx context.Context, specs []ClaimSpec) (recs []ClaimR
 		had, exists := known[rec.Serial]
 		switch {
 		case err != nil:
-			problems.add(atLine(spec.line, err))
+			problems.add(spec.line, err)
 		case exists && !had.says(rec):
-			problems.add(atLine(spec.line, existsError(had)))
+			problems.add(spec.line, existsError(had))
 		case exists:
 			filed.Unchanged++
 		default:
 			recs = append(recs, rec)
 		}
 	}
-	return recs, conds, filed, problems.err()
+	return recs, conds, filed, nil
 }
