@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mooring-edge/mooring/internal/kubetest"
 )
 
 func TestMain(m *testing.M) {
@@ -27,12 +29,15 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("MOORING_BROKER_SOCKET", socketPath(e.WorkDir))
 			e.Values[running{}] = &server{}
+			e.Values[standIn{}] = new(*kubetest.Server)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start-broker": startBroker,
-			"kill-broker":  killBroker,
-			"same-ca":      sameCA,
+			"start-apiserver": startAPIServer,
+			"stop-apiserver":  stopAPIServer,
+			"start-broker":    startBroker,
+			"kill-broker":     killBroker,
+			"same-ca":         sameCA,
 		},
 	})
 }
@@ -43,6 +48,43 @@ func socketPath(dir string) string { return filepath.Join(dir, "broker.sock") }
 type running struct{}
 
 type server struct{ cmd *exec.Cmd }
+
+// standIn is the key of the script's stand-in for an API server.
+type standIn struct{}
+
+// startAPIServer starts a stand-in for a tenant's API server and writes an administrator's kubeconfig for it, with the
+// files beside it that it names, to kube/. Its address is in $APISERVER.
+func startAPIServer(ts *testscript.TestScript, _ bool, _ []string) {
+	api := kubetest.Start()
+	*ts.Value(standIn{}).(**kubetest.Server) = api
+	ts.Defer(func() { stopAPIServer(ts, false, nil) })
+	ts.Setenv("APISERVER", api.Address())
+	dir := ts.MkAbs("kube")
+	ts.Check(os.MkdirAll(dir, 0o700))
+	for name, content := range map[string]string{
+		"ca.crt": string(api.CA()), "token": api.AdminToken() + "\n",
+		"admin.conf": `apiVersion: v1
+kind: Config
+current-context: x
+contexts:
+- {name: x, context: {cluster: c, user: u}}
+clusters:
+- {name: c, cluster: {server: "https://` + api.Address() + `", certificate-authority: ca.crt}}
+users:
+- {name: u, user: {tokenFile: token}}
+`,
+	} {
+		ts.Check(os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+}
+
+func stopAPIServer(ts *testscript.TestScript, _ bool, _ []string) {
+	api := ts.Value(standIn{}).(**kubetest.Server)
+	if *api != nil {
+		(*api).Close()
+		*api = nil
+	}
+}
 
 // startBroker runs `broker serve` with the script's broker.yaml on free ports, and returns when it
 // says that it serves. A port that was free may be another program's a moment later: then others are tried.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,7 @@ import (
 
 func newTenant(client func() *admin.Client) *cobra.Command {
 	return group("tenant", "Manage the hosted control planes",
-		newTenantAdd(client), newTenantList(client), newTenantShow(client), newTenantRemove(client))
+		newTenantAdd(client), newTenantList(client), newTenantShow(client), newTenantUpdate(client), newTenantRemove(client))
 }
 
 func newTenantAdd(client func() *admin.Client) *cobra.Command {
@@ -22,33 +24,81 @@ func newTenantAdd(client func() *admin.Client) *cobra.Command {
 		Use:   "add NAME --kubeconfig FILE",
 		Short: "Add a hosted control plane",
 		Long: `Add a hosted control plane by an administrator's kubeconfig. Its current context is used;
-files that it names are read in. The broker needs it to mint bootstrap tokens and to
-approve the certificates of the tenant's kubelets. The API server may be down.`,
+files that it names are read in. With it the broker makes an account of its own at the tenant,
+which may do little more than mint bootstrap tokens and approve the certificates of enrolled
+nodes' kubelets ("broker tenant show" lists it all), and works with that account from then on.
+The administrator's kubeconfig is not kept. The API server has to be up.`,
 		Example: `  broker tenant add acme --kubeconfig /etc/kubernetes/admin.conf
   kubectl -n tenants get secret acme-admin-kubeconfig -o jsonpath='{.data.admin\.svc}' \
     | base64 -d | broker tenant add acme --kubeconfig -`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			data, err := readInput(c.InOrStdin(), kubeconfig)
+			req, err := tenantRequest(c, args[0], kubeconfig)
 			if err != nil {
 				return usageError{err}
 			}
-			flat, err := flattenKubeconfig(kubeconfig, data)
-			if err != nil {
-				return usageError{err}
-			}
-			t, err := client().AddTenant(c.Context(), admin.TenantRequest{Name: args[0], Kubeconfig: string(flat)})
+			t, err := client().AddTenant(c.Context(), req)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "tenant %s added (API server %s)\n", t.Name, t.Address)
+			tellTenant(c, t, "added")
 			return nil
 		},
 	}
-	c.Flags().StringVar(&kubeconfig, "kubeconfig", "", "administrator's kubeconfig, or - for standard input (required)")
+	addKubeconfig(c, &kubeconfig)
+	return c
+}
+
+func newTenantUpdate(client func() *admin.Client) *cobra.Command {
+	var kubeconfig string
+	c := &cobra.Command{
+		Use:   "update NAME --kubeconfig FILE",
+		Short: "Give the broker access to a hosted control plane anew",
+		Long: `Make or mend the broker's account at a tenant with an administrator's kubeconfig, as "tenant add"
+does, and take its address and CA from there. Needed when the account's token has run out (the
+broker or the API server was away for 90 days), when somebody took the account or its rights
+away, or when the API server has moved. Nodes, tokens and egress certificates stay good.`,
+		Example:           `  broker tenant update acme --kubeconfig /etc/kubernetes/admin.conf`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeTenants(client),
+		RunE: func(c *cobra.Command, args []string) error {
+			req, err := tenantRequest(c, args[0], kubeconfig)
+			if err != nil {
+				return usageError{err}
+			}
+			t, err := client().UpdateTenant(c.Context(), req)
+			if err != nil {
+				return err
+			}
+			tellTenant(c, t, "updated")
+			return nil
+		},
+	}
+	addKubeconfig(c, &kubeconfig)
+	return c
+}
+
+func addKubeconfig(c *cobra.Command, path *string) {
+	c.Flags().StringVar(path, "kubeconfig", "", "administrator's kubeconfig, or - for standard input (required); it is not kept")
 	c.MarkFlagRequired("kubeconfig")
 	c.MarkFlagFilename("kubeconfig")
-	return c
+}
+
+func tenantRequest(c *cobra.Command, name, kubeconfig string) (admin.TenantRequest, error) {
+	data, err := readInput(c.InOrStdin(), kubeconfig)
+	if err != nil {
+		return admin.TenantRequest{}, err
+	}
+	flat, err := flattenKubeconfig(kubeconfig, data)
+	return admin.TenantRequest{Name: name, Kubeconfig: string(flat)}, err
+}
+
+func tellTenant(c *cobra.Command, t admin.Tenant, done string) {
+	fmt.Fprintf(c.OutOrStdout(), "tenant %s %s (API server %s)\n", t.Name, done, t.Address)
+	fmt.Fprintf(c.OutOrStdout(), "the broker is %s there; the kubeconfig was not kept\n", t.Access.Account)
+	for _, w := range t.Access.Warnings {
+		fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
+	}
 }
 
 // maxInput bounds what is read of a file named on the command line, in bytes.
@@ -104,7 +154,7 @@ func tenantTable(w io.Writer, all []admin.Tenant) {
 func newTenantShow(client func() *admin.Client) *cobra.Command {
 	c := &cobra.Command{
 		Use:               "show NAME",
-		Short:             "Show one hosted control plane",
+		Short:             "Show one hosted control plane, and what the broker may do there",
 		Example:           `  broker tenant show acme -o yaml`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeTenants(client),
@@ -115,9 +165,30 @@ func newTenantShow(client func() *admin.Client) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return out.print(c.OutOrStdout(), t, func(w io.Writer) { tenantTable(w, []admin.Tenant{t}) })
+		return out.print(c.OutOrStdout(), t, func(w io.Writer) { tenantDetails(w, t) })
 	}
 	return c
+}
+
+func tenantDetails(w io.Writer, t admin.Tenant) {
+	row(w, "Name:", t.Name)
+	row(w, "API server:", fmt.Sprintf("%s (verified as %s)", t.Address, t.ServerName))
+	row(w, "Added:", t.CreatedAt.Format(time.RFC3339))
+	row(w, "Nodes:", fmt.Sprintf("%d, %d connected", t.Nodes, t.Connected))
+	row(w, "Account:", cmp.Or(t.Access.Account, "an administrator's: run `broker tenant update`"))
+	if !t.Access.Expires.IsZero() {
+		row(w, "Token until:", t.Access.Expires.Format(time.RFC3339)+", renewed by itself")
+	}
+	for _, warning := range t.Access.Warnings {
+		row(w, "Warning:", warning)
+	}
+	for i, r := range t.Access.Rights {
+		label := ""
+		if i == 0 {
+			label = "May:"
+		}
+		row(w, label, r.String())
+	}
 }
 
 func newTenantRemove(client func() *admin.Client) *cobra.Command {
@@ -126,7 +197,8 @@ func newTenantRemove(client func() *admin.Client) *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Forget a hosted control plane, its tokens and its nodes",
 		Long: `Forget a hosted control plane, its enrolment tokens and its nodes' identities, and close
-their sessions. Nothing is changed at the control plane itself.`,
+their sessions. Nothing is changed at the control plane itself: docs/tenants.md says how to
+remove the broker's account there.`,
 		Example:           `  broker tenant remove acme`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeTenants(client),

@@ -46,16 +46,22 @@ func (t *Tenant) Token(ctx context.Context, args ...string) (string, error) {
 	return t.platform.BrokerCommand(ctx, append([]string{"token", "create", "--tenant", t.Name}, args...)...)
 }
 
-// Admit makes the tenant known to the broker and gets what its API server needs to reach nodes.
+// Admit makes the tenant known to the broker and gets what its API server needs to reach nodes. As on a platform, the
+// control plane was there before: its API server runs without a way to nodes for that long.
 func (t *Tenant) Admit(ctx context.Context) error {
 	p := t.platform
+	before, err := t.startAPIServer(ctx, "-before", t.Port, p.Net.Argv(t.apiServer(t.Port)...))
+	if err != nil {
+		return err
+	}
+	defer before.Stop()
 	if _, err := p.BrokerCommand(ctx, "tenant", "add", t.Name, "--kubeconfig", t.Kubeconfig()); err != nil {
 		return err
 	}
 	if err := t.IssueEgress(ctx); err != nil {
 		return err
 	}
-	_, err := p.env.Wait(ctx, "the hosts file of "+t.Name, 10*time.Second, func(context.Context) error {
+	_, err = p.env.Wait(ctx, "the hosts file of "+t.Name, 10*time.Second, func(context.Context) error {
 		_, err := os.Stat(filepath.Join(p.hostsDir(), t.Name))
 		return err
 	})

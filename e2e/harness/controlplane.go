@@ -131,20 +131,31 @@ func (t *Tenant) Stop() {
 // StartAPIServer starts one API server of the tenant and waits until it is ready. kubeletCA is what it
 // verifies kubelets by; suffix tells a second one's process from the first's.
 func (t *Tenant) StartAPIServer(ctx context.Context, suffix string, port int, kubeletCA string) (*Proc, error) {
-	p := t.platform
-	proc, err := p.env.start(t.Name+"/kube-apiserver"+suffix, false, p.withHosts(t.Name, p.env.Tool("kube-apiserver"),
-		"--etcd-servers=http://"+etcdAddress, "--etcd-prefix=/"+t.Name,
-		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--advertise-address="+advertisedAddr,
-		"--tls-cert-file="+t.pki("apiserver.crt"), "--tls-private-key-file="+t.pki("apiserver.key"),
-		"--client-ca-file="+t.pki("ca.crt"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-		"--enable-bootstrap-token-auth=true", "--service-cluster-ip-range=10.96.0.0/16",
-		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file="+t.pki("sa.pub"), "--service-account-signing-key-file="+t.pki("sa.key"),
-		"--kubelet-client-certificate="+t.pki("apiserver-kubelet-client.crt"),
-		"--kubelet-client-key="+t.pki("apiserver-kubelet-client.key"),
+	argv := append(t.apiServer(port),
 		"--kubelet-certificate-authority="+kubeletCA,
 		"--kubelet-preferred-address-types=Hostname,InternalIP",
-		"--egress-selector-config-file="+filepath.Join(t.EgressDir(), "egress-selector.yaml")))
+		"--egress-selector-config-file="+filepath.Join(t.EgressDir(), "egress-selector.yaml"))
+	return t.startAPIServer(ctx, suffix, port, t.platform.withHosts(t.Name, argv...))
+}
+
+// apiServer is the command of an API server that does not know of the broker yet.
+func (t *Tenant) apiServer(port int) []string {
+	return []string{t.platform.env.Tool("kube-apiserver"),
+		"--etcd-servers=http://" + etcdAddress, "--etcd-prefix=/" + t.Name,
+		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--advertise-address=" + advertisedAddr,
+		"--tls-cert-file=" + t.pki("apiserver.crt"), "--tls-private-key-file=" + t.pki("apiserver.key"),
+		"--client-ca-file=" + t.pki("ca.crt"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--enable-bootstrap-token-auth=true", "--service-cluster-ip-range=10.96.0.0/16",
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file=" + t.pki("sa.pub"), "--service-account-signing-key-file=" + t.pki("sa.key"),
+		"--kubelet-client-certificate=" + t.pki("apiserver-kubelet-client.crt"),
+		"--kubelet-client-key=" + t.pki("apiserver-kubelet-client.key"),
+	}
+}
+
+func (t *Tenant) startAPIServer(ctx context.Context, suffix string, port int, argv []string) (*Proc, error) {
+	p := t.platform
+	proc, err := p.env.start(t.Name+"/kube-apiserver"+suffix, false, argv)
 	if err != nil {
 		return nil, err
 	}

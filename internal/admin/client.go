@@ -43,9 +43,14 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return call[Status](ctx, c, http.MethodGet, "/v1/status", nil)
 }
 
-// AddTenant adds a tenant.
+// AddTenant adds a tenant. The broker waits for its API server, up to 45 s.
 func (c *Client) AddTenant(ctx context.Context, r TenantRequest) (Tenant, error) {
 	return call[Tenant](ctx, c, http.MethodPost, "/v1/tenants", r)
+}
+
+// UpdateTenant gives a tenant a new access, address and CA.
+func (c *Client) UpdateTenant(ctx context.Context, r TenantRequest) (Tenant, error) {
+	return call[Tenant](ctx, c, http.MethodPut, "/v1/tenants/"+url.PathEscape(r.Name), r)
 }
 
 // Tenants lists all tenants.

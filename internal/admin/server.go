@@ -25,6 +25,9 @@ type Broker struct {
 	Tokens  *enroll.Tokens
 	Nodes   *enroll.Nodes
 	Claims  *enroll.Claims
+	// Provision makes the broker's own account at a tenant with an administrator's access, and returns the tenant with
+	// that account's; enroll.ErrUnavailable if the API server did not do it.
+	Provision func(ctx context.Context, admin tenant.Tenant) (tenant.Tenant, error)
 	// Purge removes a tenant's tokens and node records; tenant.ErrExists while it is there.
 	Purge func(ctx context.Context, tenant string) error
 	Board *switchboard.Board
@@ -53,6 +56,7 @@ func (b *Broker) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/tenants", serve(b.listTenants))
 	mux.HandleFunc("POST /v1/tenants", serve(b.addTenant))
 	mux.HandleFunc("GET /v1/tenants/{tenant}", serve(b.showTenant))
+	mux.HandleFunc("PUT /v1/tenants/{tenant}", serve(b.updateTenant))
 	mux.HandleFunc("DELETE /v1/tenants/{tenant}", serve(b.removeTenant))
 	mux.HandleFunc("GET /v1/tokens", serve(b.listTokens))
 	mux.HandleFunc("POST /v1/tokens", serve(b.createToken))

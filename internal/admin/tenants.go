@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/mooring-edge/mooring/internal/audit"
+	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
@@ -35,7 +37,14 @@ func (b *Broker) showTenant(r *http.Request) (any, error) {
 }
 
 func showTenant(t tenant.Tenant, nodes, connected int) Tenant {
-	return Tenant{t.Name, t.Address, t.ServerName, t.CreatedAt, nodes, connected}
+	out := Tenant{
+		Name: t.Name, Address: t.Address, ServerName: t.ServerName, CreatedAt: t.CreatedAt, Nodes: nodes, Connected: connected,
+		Access: Access{Account: t.Access.Account, Expires: t.Access.Expires, Warnings: t.Access.Warnings},
+	}
+	if t.Access.Account != "" {
+		out.Access.Rights = enroll.Rights()
+	}
+	return out
 }
 
 func (b *Broker) addTenant(r *http.Request) (any, error) {
@@ -43,9 +52,12 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := tenant.FromKubeconfig(req.Name, []byte(req.Kubeconfig))
+	if _, there := b.Tenants.Get(req.Name); there {
+		return nil, &Error{http.StatusConflict, fmt.Sprintf("tenant %s exists already: give it another kubeconfig with `broker tenant update`, or remove it first", req.Name)}
+	}
+	t, err := b.provision(r.Context(), req)
 	if err != nil {
-		return nil, &Error{http.StatusBadRequest, err.Error()}
+		return nil, err
 	}
 	b.tenantChange.Lock()
 	defer b.tenantChange.Unlock()
@@ -59,15 +71,77 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	case err != nil:
 		return nil, err
 	}
+	b.auditTenant(r.Context(), t, "add")
 	return showTenant(t, 0, 0), b.settled(r.Context(), t.Name, true)
 }
 
-// settled waits until the registry, which follows the store, shows a change that was just committed: the
-// operator's next command may build on it.
+// provision turns an administrator's kubeconfig into a tenant with the broker's own access. The administrator's
+// is in memory only, and only for as long as this takes.
+func (b *Broker) provision(ctx context.Context, req TenantRequest) (tenant.Tenant, error) {
+	t, err := tenant.FromKubeconfig(req.Name, []byte(req.Kubeconfig))
+	if err != nil {
+		return t, &Error{http.StatusBadRequest, err.Error()}
+	}
+	t, err = b.Provision(ctx, t)
+	if errors.Is(err, enroll.ErrUnavailable) {
+		return t, &Error{http.StatusBadGateway, err.Error()}
+	}
+	return t, err
+}
+
+// updateTenant gives a tenant a new account's token, and the address and CA that the kubeconfig holds.
+func (b *Broker) updateTenant(r *http.Request) (any, error) {
+	req, err := read[TenantRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if req.Name != r.PathValue("tenant") {
+		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("the request is for tenant %q, its body for %q", r.PathValue("tenant"), req.Name)}
+	}
+	if _, err := b.tenant(req.Name); err != nil {
+		return nil, err
+	}
+	fresh, err := b.provision(r.Context(), req)
+	if err != nil {
+		return nil, err
+	}
+	err = b.Tenants.Update(r.Context(), req.Name, func(t tenant.Tenant) (tenant.Tenant, error) {
+		fresh.CreatedAt = t.CreatedAt // it is the same tenant: what was issued to it stays good
+		return fresh, nil
+	})
+	if errors.Is(err, tenant.ErrNotFound) {
+		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", req.Name)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.auditTenant(r.Context(), fresh, "update")
+	nodes, connected, err := b.counts(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	return showTenant(fresh, nodes[fresh.Name], connected[fresh.Name]),
+		b.seen(r.Context(), fresh.Name, func(t tenant.Tenant, there bool) bool { return there && t.Equal(fresh) })
+}
+
+func (b *Broker) auditTenant(ctx context.Context, t tenant.Tenant, action string) {
+	b.Audit.Record(audit.Event{
+		Event: "tenant", Outcome: audit.OK, Actor: Actor(ctx), Tenant: t.Name,
+		Detail: map[string]string{"action": action, "address": t.Address, "account": t.Access.Account},
+	})
+}
+
+// settled waits until the registry shows that a tenant came or went.
 func (b *Broker) settled(ctx context.Context, name string, there bool) error {
+	return b.seen(ctx, name, func(_ tenant.Tenant, now bool) bool { return now == there })
+}
+
+// seen waits until the registry, which follows the store, shows a change that was just committed: the
+// operator's next command may build on it.
+func (b *Broker) seen(ctx context.Context, name string, want func(t tenant.Tenant, there bool) bool) error {
 	seen := make(chan struct{}, 1)
 	cancel := b.Tenants.Subscribe(func(t tenant.Tenant, deleted bool) {
-		if t.Name == name && deleted != there {
+		if t.Name == name && want(t, !deleted) {
 			select {
 			case seen <- struct{}{}:
 			default:
@@ -75,7 +149,7 @@ func (b *Broker) settled(ctx context.Context, name string, there bool) error {
 		}
 	})
 	defer cancel()
-	if _, ok := b.Tenants.Get(name); ok == there {
+	if want(b.Tenants.Get(name)) {
 		return nil
 	}
 	select {
@@ -104,6 +178,7 @@ func (b *Broker) removeTenant(r *http.Request) (any, error) {
 		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", name)}
 	}
 	b.Logger.Info("tenant removed", "tenant", name)
+	b.auditTenant(ctx, tenant.Tenant{Name: name}, "remove")
 	return struct{}{}, b.settled(r.Context(), name, false)
 }
 

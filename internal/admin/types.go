@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 )
 
@@ -42,10 +43,10 @@ type Condition struct {
 	Since   time.Time `json:"since"`
 }
 
-// TenantRequest adds a tenant.
+// TenantRequest adds a tenant, or gives it a new access.
 type TenantRequest struct {
 	Name string `json:"name"`
-	// Kubeconfig of an administrator of the tenant, self-contained.
+	// Kubeconfig of an administrator of the tenant, self-contained. It is used once and not kept.
 	Kubeconfig string `json:"kubeconfig"`
 }
 
@@ -57,6 +58,19 @@ type Tenant struct {
 	CreatedAt  time.Time `json:"createdAt"`
 	Nodes      int       `json:"nodes"`
 	Connected  int       `json:"connected"`
+	Access     Access    `json:"access"`
+}
+
+// Access is what the broker acts with at a tenant.
+type Access struct {
+	// Account is the user name that the tenant knows the broker by; empty where it is an administrator's.
+	Account string `json:"account"`
+	// Expires is when its token ends; it is renewed at a third of its life.
+	Expires time.Time `json:"expires,omitzero"`
+	// Warnings say which bounds the tenant's API server does not keep.
+	Warnings []string `json:"warnings,omitempty"`
+	// Rights are all that the account was given.
+	Rights []enroll.Right `json:"rights,omitempty"`
 }
 
 // TokenRequest creates an enrolment token.

@@ -204,10 +204,11 @@ func (b *broker) serverTLS(o pki.ServerOptions, role pki.Role) *tls.Config {
 // serve starts everything that listens. Each part ends with ctx.
 func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, ln *listeners) {
 	clients := b.clients
+	minter := enroll.NewMinter(st, clients, nil)
 	enrolMetrics := enroll.NewMetrics(b.metrics)
 	enrolSrv := httpServer(ctx, enroll.NewServer(enroll.ServerConfig{
 		Issuer: b.ca.Keyring, Roots: b.ca.pool,
-		Tokens: b.tokens, Nodes: b.nodes, Tenants: b.tenants, Clients: clients, Minter: enroll.NewMinter(clients, nil),
+		Tokens: b.tokens, Nodes: b.nodes, Tenants: b.tenants, Clients: clients, Minter: minter,
 		CertificateTTL: b.cfg.Identity.NodeCertificateTTL.Duration, ExpiredGrace: b.cfg.Identity.ExpiredGrace.Duration,
 		KubeletConfig: b.cfg.Kubelet.Config,
 		Logger:        b.log, Metrics: enrolMetrics, Audit: b.audit,
@@ -226,10 +227,18 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
 	})
-	approver := enroll.NewApprover(enroll.ApproverConfig{Nodes: b.nodes, Attester: b.board, Logger: b.log, Metrics: enrolMetrics})
-	manager := enroll.NewManager(b.tenants, approver.Run, b.log)
+	approver := enroll.NewApprover(enroll.ApproverConfig{
+		Nodes: b.nodes, Attester: b.board, Bootstrap: minter, Audit: b.audit, Logger: b.log, Metrics: enrolMetrics,
+	})
+	approvals := enroll.NewManager(b.tenants, "approval of certificate requests", approver.Run, b.log)
+	access := enroll.NewAccess(enroll.AccessConfig{Logger: b.log})
+	keeper := enroll.NewKeeper(enroll.KeeperConfig{
+		Tenants: b.tenants, Sweeper: minter, Access: access, Health: b.health, Logger: b.log, Metrics: enrolMetrics,
+	})
+	accounts := enroll.NewManager(b.tenants, "care for the broker's account", keeper.Run, b.log)
 	adm := &admin.Broker{
-		Tenants: b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board, CA: b.ca, Health: b.health,
+		Provision: access.Provision,
+		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board, CA: b.ca, Health: b.health,
 		Holders: b.holders.list, EgressCerts: egressCerts{st},
 		Purge: func(ctx context.Context, tenant string) error {
 			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
@@ -244,8 +253,9 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
 	g.Go(func() error { return eg.Serve(ctx, ln.egress) })
-	g.Go(func() error { return manager.Run(ctx) })
 	g.Go(func() error { return b.tokens.Run(ctx, st, enrolMetrics) })
+	g.Go(func() error { return approvals.Run(ctx) })
+	g.Go(func() error { return accounts.Run(ctx) })
 	g.Go(func() error { return serveHTTP(ctx, adminSrv, ln.admin) })
 	if ln.health != nil {
 		g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, b.health.Handler(b.metrics), b.log), ln.health) })

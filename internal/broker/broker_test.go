@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -12,7 +13,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,8 +27,8 @@ func TestTwoTenantsWithTheSameNodeNameAndAddress(t *testing.T) {
 	for _, transport := range []tunnel.Transport{tunnel.TransportQUIC, tunnel.TransportTCP} {
 		t.Run(string(transport), func(t *testing.T) {
 			r := startBroker(t, t.TempDir())
-			r.addTenant(t, "acme", "127.0.0.1:1")
-			r.addTenant(t, "globex", "127.0.0.1:1")
+			r.addTenant(t, "acme")
+			r.addTenant(t, "globex")
 			for _, n := range []struct{ tenant, node string }{{"acme", "edge-1"}, {"acme", "edge-2"}, {"globex", "edge-1"}} {
 				b := newBox(t, r.bundle(t, n.tenant, 1), n.node)
 				if _, err := b.connect(t, transport, r.cfg.Front.Listen, "192.168.1.10"); err != nil {
@@ -66,7 +66,7 @@ func TestTwoTenantsWithTheSameNodeNameAndAddress(t *testing.T) {
 func TestAnotherStartKnowsItAll(t *testing.T) {
 	dir := t.TempDir()
 	r := startBroker(t, dir)
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	before, err := r.client.Status(context.Background())
 	if err != nil {
@@ -87,7 +87,7 @@ func TestAnotherStartKnowsItAll(t *testing.T) {
 
 func TestRemovedNodeIsCutAndStaysOut(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	s, err := b.connect(t, tunnel.TransportQUIC, r.cfg.Front.Listen)
 	if err != nil {
@@ -122,7 +122,7 @@ func TestRemovedNodeIsCutAndStaysOut(t *testing.T) {
 
 func TestNewestSessionWins(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	first, err := b.connect(t, tunnel.TransportTCP, r.cfg.Front.Listen)
 	if err != nil {
@@ -145,47 +145,34 @@ func TestNewestSessionWins(t *testing.T) {
 	}
 }
 
-// A node's stream to its API server reaches the tenant's, and only opaque bytes do.
+// A node's stream to its API server reaches its own tenant's, and TLS goes through it end to end.
 func TestNodeReachesItsOwnAPIServer(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	for _, name := range []string{"acme", "globex"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var conns sync.WaitGroup
-		t.Cleanup(func() { l.Close(); conns.Wait() })
-		conns.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				conns.Go(func() {
-					defer c.Close()
-					// The broker's own client, which begins TLS, is turned away at once.
-					ping := make([]byte, 4)
-					if _, err := io.ReadFull(c, ping); err == nil && string(ping) == "ping" {
-						io.WriteString(c, "pong of "+name)
-					}
-				})
-			}
-		})
-		r.addTenant(t, name, l.Addr().String())
-	}
+	r.addTenant(t, "acme")
+	api := r.addTenant(t, "globex")
 	b := newBox(t, r.bundle(t, "globex", 1), "edge-1")
 	s, err := b.connect(t, tunnel.TransportTCP, r.cfg.Front.Listen)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stream, err := s.Open(context.Background(), wire.KindAPI, "")
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(api.CA())
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return s.Open(ctx, wire.KindAPI, "") },
+	}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://127.0.0.1:6443/version", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	io.WriteString(stream, "ping")
-	stream.CloseWrite()
-	if got, err := io.ReadAll(stream); err != nil || string(got) != "pong of globex" {
-		t.Fatalf("read %q, %v", got, err)
+	req.Header.Set("Authorization", "Bearer "+api.AdminToken())
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(got), api.Address()) {
+		t.Fatalf("read %q, %v; want globex's API server at %s", got, err, api.Address())
 	}
 	if _, err := s.Open(context.Background(), wire.KindDial, "127.0.0.1:2379"); err == nil {
 		t.Error("a node dialled through the broker")
@@ -194,7 +181,7 @@ func TestNodeReachesItsOwnAPIServer(t *testing.T) {
 
 func TestTokenIsUsedOnce(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	bundle := r.bundle(t, "acme", 1)
 	b := newBox(t, bundle, "edge-1")
 	if status, _ := b.post(t, "edge-1"); status != http.StatusOK {
@@ -242,7 +229,7 @@ func TestPortTakenIsAnErrorAtOnce(t *testing.T) {
 // worth nothing.
 func TestEgressCertificateIsItsOwnTenants(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	e := r.issueEgress(t, "acme")
 	if status, _ := dialWith(t, e, "edge-1:10250"); !strings.HasPrefix(status, "404 ") {
 		t.Errorf("a current certificate: %s; want 404 for the node", status)

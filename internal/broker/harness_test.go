@@ -20,12 +20,11 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/mooring-edge/mooring/internal/admin"
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/kubetest"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
@@ -119,25 +118,6 @@ func startBroker(t *testing.T, dir string, options ...func(*config.Broker)) *run
 	t.Cleanup(r.stop)
 	r.logs.await(t, "condition=Egress status=True")
 	return r
-}
-
-// kubeconfig of an API server that listens at addr.
-func kubeconfig(t *testing.T, addr string) string {
-	t.Helper()
-	ca, err := pki.NewCA("k8s.test", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := clientcmdapi.NewConfig()
-	c.Clusters["c"] = &clientcmdapi.Cluster{Server: "https://" + addr, CertificateAuthorityData: ca.CertPEM()}
-	c.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: "x"}
-	c.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
-	c.CurrentContext = "x"
-	b, err := clientcmd.Write(*c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
 
 // box is an edge node, as far as the broker can tell.
@@ -276,12 +256,15 @@ func dialWith(t *testing.T, e admin.EgressResponse, target string) (status, said
 	return resp.Status, string(all)
 }
 
-func (r *running) addTenant(t *testing.T, name, apiAddr string) {
+// addTenant adds a tenant with a stand-in for its API server, which ends with the test.
+func (r *running) addTenant(t *testing.T, name string) *kubetest.Server {
 	t.Helper()
-	if _, err := r.client.AddTenant(context.Background(), admin.TenantRequest{Name: name, Kubeconfig: kubeconfig(t, apiAddr)}); err != nil {
+	api := kubetest.New(t)
+	if _, err := r.client.AddTenant(context.Background(), admin.TenantRequest{Name: name, Kubeconfig: api.Kubeconfig()}); err != nil {
 		t.Fatal(err)
 	}
 	r.logs.await(t, `msg="tenant changed" tenant=`+name+" removed=false")
+	return api
 }
 
 func (r *running) bundle(t *testing.T, tenant string, uses int) config.JoinBundle {

@@ -14,6 +14,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/admin"
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/enroll"
+	"github.com/mooring-edge/mooring/internal/kubetest"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
 	"github.com/mooring-edge/mooring/internal/tenant"
@@ -73,7 +74,7 @@ func TestNamesOfTheCertificateAreLowerCase(t *testing.T) {
 func TestNewTenantInheritsNothing(t *testing.T) {
 	dir := t.TempDir()
 	r := startBroker(t, dir)
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	r.stop()
 	if n := strings.Count(r.logs.String(), `msg="enrolment token created"`); n != 1 {
@@ -92,7 +93,7 @@ func TestNewTenantInheritsNothing(t *testing.T) {
 	}
 
 	r = startBroker(t, dir)
-	r.addTenant(t, "acme", "127.0.0.1:2")
+	r.addTenant(t, "acme")
 	if nodes, err := r.client.Nodes(t.Context(), ""); err != nil || len(nodes) != 0 {
 		t.Errorf("nodes = %+v, %v; want none", nodes, err)
 	}
@@ -108,7 +109,7 @@ func TestNewTenantInheritsNothing(t *testing.T) {
 	}
 	// A second tenant of the name is refused, and takes nothing from the first.
 	token := r.bundle(t, "acme", 1)
-	if _, err := r.client.AddTenant(t.Context(), admin.TenantRequest{Name: "acme", Kubeconfig: kubeconfig(t, "127.0.0.1:2")}); err == nil {
+	if _, err := r.client.AddTenant(t.Context(), admin.TenantRequest{Name: "acme", Kubeconfig: kubetest.New(t).Kubeconfig()}); err == nil {
 		t.Error("a tenant was added twice")
 	}
 	newBox(t, token, "edge-1")
@@ -133,7 +134,7 @@ func TestRefusalTellsRemovedFromUnknown(t *testing.T) {
 // A tenant's hosts file is there when `tenant add` is done, as it is mounted into an API server that starts next.
 func TestHostsFileIsThereAfterTenantAdd(t *testing.T) {
 	r := startBroker(t, t.TempDir(), func(c *config.Broker) { c.Egress.HostsDir = filepath.Join(c.DataDir, "hosts") })
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	if _, err := os.Stat(filepath.Join(r.cfg.Egress.HostsDir, "acme")); err != nil {
 		t.Error(err)
 	}

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
@@ -115,6 +116,7 @@ func (r *approverRun) approve(ctx context.Context, csr *certificatesv1.Certifica
 		return fmt.Errorf("approve: %w", err)
 	}
 	r.cfg.Metrics.csrs.WithLabelValues(signerLabel(csr), "approved").Inc()
+	r.record(audit.OK, csr, node, "")
 	r.log.Info("certificate request approved", "node", node, "csr", csr.Name, "signer", csr.Spec.SignerName)
 	return nil
 }
@@ -128,7 +130,7 @@ func (r *approverRun) clean(ctx context.Context, csr *certificatesv1.Certificate
 	if done {
 		return nil
 	}
-	if err := deleteBootstrapSecrets(ctx, r.client, node); err != nil {
+	if err := r.cfg.Bootstrap.EndBootstrap(ctx, r.tenant.Name, node); err != nil {
 		return fmt.Errorf("delete the bootstrap tokens of node %s: %w", node, err)
 	}
 	r.mu.Lock()
@@ -211,6 +213,7 @@ func (r *approverRun) report(ctx context.Context, csr *certificatesv1.Certificat
 	if told || !r.noise.Allow() {
 		return
 	}
+	r.record(audit.Refused, csr, node, reason)
 	r.log.Warn("certificate request not approved", "node", node, "csr", csr.Name, "signer", csr.Spec.SignerName, "requestor", csr.Spec.Username, "reason", reason)
 	now := metav1.Now()
 	_, err := r.client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
@@ -225,6 +228,14 @@ func (r *approverRun) report(ctx context.Context, csr *certificatesv1.Certificat
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		r.log.Debug("event about a certificate request could not be written", "csr", csr.Name, "err", err)
 	}
+}
+
+// record writes to the audit log. What is left alone is recorded when it is reported, so at most as often.
+func (r *approverRun) record(outcome string, csr *certificatesv1.CertificateSigningRequest, node, reason string) {
+	r.cfg.Audit.Record(audit.Event{
+		Event: "csr", Outcome: outcome, Actor: csr.Spec.Username, Tenant: r.tenant.Name, Node: node, Reason: reason,
+		Detail: map[string]string{"csr": csr.Name, "signer": csr.Spec.SignerName},
+	})
 }
 
 func truncate(s string, n int) string {

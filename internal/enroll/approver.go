@@ -21,15 +21,16 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
 const (
 	defaultRecheck = 3 * time.Second
-	// ensureEvery is how often the bindings are looked after once they are there.
-	ensureEvery    = 10 * time.Minute
-	ensureMin      = time.Second
-	ensureMax      = 30 * time.Second
+	// learnEvery is how often the API server is asked which addresses are its own.
+	learnEvery     = 10 * time.Minute
+	learnMin       = time.Second
+	learnMax       = 30 * time.Second
 	apiCallTimeout = 30 * time.Second
 	approveWorkers = 4
 	// A kubelet asks for a handful of certificates in its life, so a node that floods waits for itself alone.
@@ -53,10 +54,17 @@ type NodeSource interface {
 	Get(ctx context.Context, tenant, node string) (NodeRecord, error)
 }
 
-// ApproverConfig is what an Approver is made of. Nodes, Attester and Logger are needed.
+// BootstrapEnder ends a node's bootstrap tokens; *SecretMinter.
+type BootstrapEnder interface {
+	EndBootstrap(ctx context.Context, tenant, node string) error
+}
+
+// ApproverConfig is what an Approver is made of. Nodes, Attester, Bootstrap and Logger are needed.
 type ApproverConfig struct {
-	Nodes    NodeSource
-	Attester Attester
+	Nodes     NodeSource
+	Attester  Attester
+	Bootstrap BootstrapEnder
+	Audit     *audit.Log // nil = record nothing
 	// NewClient makes the client of a tenant's API server; nil = the package's NewClient.
 	NewClient func(tenant.Tenant) (kubernetes.Interface, error)
 	// Recheck is how soon a request is looked at again that the node's session does not vouch for yet; 0 = 3 s.
@@ -83,8 +91,7 @@ func NewApprover(cfg ApproverConfig) *Approver {
 	return &Approver{cfg: cfg}
 }
 
-// Run serves one tenant until ctx ends: it keeps the RBAC bindings that nodes need in place, and watches and
-// approves. An API server that is away is waited for. It may run for many tenants at once; they share nothing.
+// Run serves one tenant until ctx ends: it watches and approves. An API server that is away is waited for. It may run for many tenants at once; they share nothing.
 func (a *Approver) Run(ctx context.Context, t tenant.Tenant) error {
 	client, err := a.cfg.NewClient(t)
 	if err != nil {
@@ -105,13 +112,14 @@ func (a *Approver) Run(ctx context.Context, t tenant.Tenant) error {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { r.informer.RunWithContext(ctx) })
-	wg.Go(func() { r.ensure(ctx) })
+	wg.Go(func() { r.learn(ctx) })
 	for range approveWorkers {
 		wg.Go(func() { r.work(ctx) })
 	}
 	<-ctx.Done()
 	r.queue.ShutDown()
 	wg.Wait()
+	closeIdle(client)
 	return context.Cause(ctx)
 }
 
@@ -162,33 +170,31 @@ func (r *approverRun) watch() error {
 	}))
 }
 
-// ensure keeps the bindings in place, and learns which addresses are the control plane's.
-func (r *approverRun) ensure(ctx context.Context) {
-	for pause := ensureMin; ; {
-		next := ensureEvery
-		if err := r.ensureOnce(ctx); err == nil {
-			pause = ensureMin
+// learn keeps up to date which addresses are the control plane's.
+func (r *approverRun) learn(ctx context.Context) {
+	for wait := learnMin; ; {
+		next := learnEvery
+		if err := r.learnOnce(ctx); err == nil {
+			wait = learnMin
 		} else if ctx.Err() == nil {
-			r.log.Warn("RBAC bindings for nodes could not be ensured, trying again", "err", err)
-			next = pause/2 + rand.N(pause/2)
-			pause = min(2*pause, ensureMax)
+			r.log.Warn("the API server's own addresses can't be learnt, no serving certificate is approved before; trying again", "err", err)
+			next = wait/2 + rand.N(wait/2)
+			wait = min(2*wait, learnMax)
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, next) {
 			return
-		case <-time.After(next):
 		}
 	}
 }
 
-func (r *approverRun) ensureOnce(ctx context.Context) error {
+func (r *approverRun) learnOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiCallTimeout)
 	defer cancel()
 	reserved, err := controlPlaneAddresses(ctx, r.client, r.tenant)
 	if err == nil {
 		r.reserved.Store(&reserved)
 	}
-	return errors.Join(err, ensureBindings(ctx, r.client))
+	return err
 }
 
 func (r *approverRun) work(ctx context.Context) {

@@ -70,6 +70,9 @@ func (c *Clients) Client(name string) (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m, ok := c.made[name]; ok {
+		closeIdle(m.client)
+	}
 	c.made[name] = madeClient{of: t, client: client}
 	return client, nil
 }

@@ -34,18 +34,24 @@ const (
 var oidSAN = asn1.ObjectIdentifier{2, 5, 29, 17}
 
 // requestedNode tells which node a request of one of our two signers is for, by its requestor (serving) or by
-// its common name (client). ok is false for what is not ours to judge.
+// its common name (client: of one of our bootstrap tokens, or of a node that asks in another's name). ok is false
+// for what is not ours to judge.
 func requestedNode(csr *certificatesv1.CertificateSigningRequest) (node string, ok bool) {
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeletServingSignerName:
 		node, ok = strings.CutPrefix(csr.Spec.Username, nodeUserPrefix)
 	case certificatesv1.KubeAPIServerClientKubeletSignerName:
-		if !slices.Contains(csr.Spec.Groups, bootstrapGroup) {
+		withToken := slices.Contains(csr.Spec.Groups, bootstrapGroup)
+		byNode := strings.HasPrefix(csr.Spec.Username, nodeUserPrefix)
+		if !withToken && !byNode {
 			return "", false
 		}
 		req, err := pki.ParseCSR(csr.Spec.Request, maxCSR)
 		if err != nil {
-			return "", true // asked with one of our tokens: to be refused, and said so
+			return "", withToken // asked with one of our tokens: to be refused, and said so
+		}
+		if !withToken && req.Subject.CommonName == csr.Spec.Username {
+			return "", false // a node's own renewal: kube-controller-manager's to approve
 		}
 		node, _ = strings.CutPrefix(req.Subject.CommonName, nodeUserPrefix)
 		return node, true
@@ -58,6 +64,9 @@ func requestedNode(csr *certificatesv1.CertificateSigningRequest) (node string, 
 func checkClient(csr *certificatesv1.CertificateSigningRequest, node string) (verdict, string) {
 	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName {
 		return leave, fmt.Sprintf("signer is %q", csr.Spec.SignerName)
+	}
+	if strings.HasPrefix(csr.Spec.Username, nodeUserPrefix) {
+		return leave, fmt.Sprintf("requestor %q asks for a certificate in another name, %q: a node may renew its own only", csr.Spec.Username, nodeUserPrefix+node)
 	}
 	if !strings.HasPrefix(csr.Spec.Username, bootstrapUserPrefix) {
 		return leave, fmt.Sprintf("requestor %q is not a bootstrap token", csr.Spec.Username)

@@ -307,8 +307,18 @@ func TestRequestedNode(t *testing.T) {
 			k.object.Spec.Groups = []string{"system:bootstrappers:kubeadm:default-node-token"}
 		}, "", false},
 		"node's own renewal": {clientRequest(), func(k *kubeletRequest) { k.object.Spec.Groups = []string{nodesGroup} }, "", false},
-		"other signer":       {clientRequest(), func(k *kubeletRequest) { k.object.Spec.SignerName = "example.org/x" }, "", false},
-		"serving for a pod":  {servingRequest(), func(k *kubeletRequest) { k.object.Spec.Username = "system:serviceaccount:a:b" }, "", false},
+		"node's renewal as a kubelet asks": {clientRequest(), func(k *kubeletRequest) {
+			k.object.Spec.Username, k.object.Spec.Groups = nodeUserPrefix+testNode, []string{nodesGroup}
+		}, "", false},
+		"node in another's name": {clientRequest(), func(k *kubeletRequest) {
+			k.object.Spec.Username, k.object.Spec.Groups = nodeUserPrefix+"edge-2", []string{nodesGroup}
+		}, testNode, true},
+		"node as an admin": {clientRequest(), func(k *kubeletRequest) {
+			k.object.Spec.Username, k.object.Spec.Groups = nodeUserPrefix+testNode, []string{nodesGroup}
+			k.template.Subject.CommonName = "admin"
+		}, "admin", true},
+		"other signer":      {clientRequest(), func(k *kubeletRequest) { k.object.Spec.SignerName = "example.org/x" }, "", false},
+		"serving for a pod": {servingRequest(), func(k *kubeletRequest) { k.object.Spec.Username = "system:serviceaccount:a:b" }, "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.edit != nil {

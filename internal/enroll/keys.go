@@ -15,6 +15,8 @@ const (
 	// claimPrefix has the serial number after it, pendingPrefix the hex digits of a key's fingerprint.
 	claimPrefix   = "/mooring/claims/"
 	pendingPrefix = "/mooring/pending/"
+	// bootstrapKeys is where the ids of bootstrap tokens are remembered: <tenant>/<node>/<id>.
+	bootstrapKeys = "/mooring/bootstrap/"
 )
 
 func tokenKey(id string) string          { return tokenPrefix + id }
@@ -22,7 +24,10 @@ func pendingKey(spki string) string      { return pendingPrefix + hexOf(spki) }
 func nodesOf(tenant string) string       { return nodePrefix + tenant + "/" }
 func nodeKey(tenant, node string) string { return nodesOf(tenant) + node }
 
-func lineageKey(tenant, node string) string { return lineagePrefix + tenant + "/" + node }
+func lineageKey(tenant, node string) string       { return lineagePrefix + tenant + "/" + node }
+func bootstrapOf(tenant string) string            { return bootstrapKeys + tenant + "/" }
+func bootstrapOfNode(tenant, node string) string  { return bootstrapOf(tenant) + node + "/" }
+func bootstrapKey(tenant, node, id string) string { return bootstrapOfNode(tenant, node) + id }
 
 // Store is what the tokens and node records need of *store.Store.
 type Store interface {

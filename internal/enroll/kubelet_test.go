@@ -4,10 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
-	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -133,48 +131,6 @@ func FuzzDecodeKubeletConfig(f *testing.F) {
 			t.Fatalf("weakened: %s", out)
 		}
 	})
-}
-
-func TestMint(t *testing.T) {
-	clk := newClock()
-	notOurs := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "x", Namespace: "kube-system", Labels: map[string]string{nodeLabel: nodeHash(testNode)}}, Type: corev1.SecretTypeOpaque}
-	client := fake.NewClientset(notOurs)
-	m := NewMinter(clientsOf(client), clk.now)
-	if _, _, err := m.Mint(t.Context(), "acme", "edge-2"); err != nil {
-		t.Fatal(err)
-	}
-	first, _, err := m.Mint(t.Context(), "acme", testNode)
-	if err != nil {
-		t.Fatal(err)
-	}
-	token, expires, err := m.Mint(t.Context(), "acme", testNode)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`).MatchString(token) || token == first {
-		t.Errorf("token %q after %q", token, first)
-	}
-	names := secretNames(t, client)
-	if len(names) != 3 { // edge-2's, this one, and what is not ours
-		t.Errorf("secrets %v, want the first token gone", names)
-	}
-	s, err := client.CoreV1().Secrets("kube-system").Get(t.Context(), "bootstrap-token-"+token[:6], metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]string{
-		"token-id": token[:6], "token-secret": token[7:], "usage-bootstrap-authentication": "true",
-		"expiration":        clk.now().Add(bootstrapTTL).UTC().Format(time.RFC3339),
-		"auth-extra-groups": "system:bootstrappers:mooring,system:bootstrappers:mooring:" + nodeHash(testNode),
-		"description":       s.StringData["description"],
-	}
-	if !reflect.DeepEqual(s.StringData, want) || !expires.Equal(clk.now().Add(bootstrapTTL)) {
-		t.Errorf("secret %v, expires %v", s.StringData, expires)
-	}
-	// What the API server takes for a group of a bootstrap token.
-	if !regexp.MustCompile(`\Asystem:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\z`).MatchString(nodeGroup(testNode)) {
-		t.Errorf("group %q", nodeGroup(testNode))
-	}
 }
 
 func TestClientsFollowTheTenant(t *testing.T) {

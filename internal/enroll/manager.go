@@ -24,13 +24,14 @@ type TenantFeed interface {
 // the run fails, ended when it goes. Runs share nothing, so none waits for another.
 type Manager struct {
 	tenants TenantFeed
+	what    string
 	run     func(context.Context, tenant.Tenant) error
 	log     *slog.Logger
 }
 
-// NewManager makes a manager of runs, such as (*Approver).Run. It starts nothing.
-func NewManager(tenants TenantFeed, run func(context.Context, tenant.Tenant) error, log *slog.Logger) *Manager {
-	return &Manager{tenants: tenants, run: run, log: log}
+// NewManager makes a manager of runs, such as (*Approver).Run; what names them in the log. It starts nothing.
+func NewManager(tenants TenantFeed, what string, run func(context.Context, tenant.Tenant) error, log *slog.Logger) *Manager {
+	return &Manager{tenants: tenants, what: what, run: run, log: log}
 }
 
 // Run follows the tenants until ctx ends, and returns when all runs have. It may be called once at a time.
@@ -77,7 +78,7 @@ func (m *Manager) keep(ctx context.Context, t tenant.Tenant) {
 		if ctx.Err() != nil {
 			return
 		}
-		m.log.Error("approval of certificate requests stopped, starting again", "tenant", t.Name, "err", err)
+		m.log.Error(m.what+" stopped, starting again", "tenant", t.Name, "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause/2 + rand.N(pause/2)):

@@ -75,7 +75,7 @@ func TestManager(t *testing.T) {
 		f := &feed{}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- NewManager(f, r.run, discard).Run(ctx) }()
+		go func() { done <- NewManager(f, "the run", r.run, discard).Run(ctx) }()
 		r.want(t, map[string]int{"there": 1})
 
 		f.fn(someTenant("slow"), false)

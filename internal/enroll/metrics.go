@@ -12,6 +12,8 @@ type Metrics struct {
 	renewals   *prometheus.CounterVec
 	csrs       *prometheus.CounterVec
 	pending    prometheus.Gauge
+	// accessExpiry has a tenant's series while the tenant is there.
+	accessExpiry *prometheus.GaugeVec
 }
 
 // NewMetrics registers the package's metrics; reg nil = count and show nobody.
@@ -38,5 +40,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "mooring_pending_boxes",
 			Help: "Boxes that wait for an operator's approval.",
 		}),
+		accessExpiry: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "mooring_tenant_access_expiry_timestamp_seconds",
+			Help: "When the token of the broker's account at the tenant's API server ends; it is renewed at a third of its life.",
+		}, []string{"tenant"}),
 	}
 }

@@ -139,7 +139,7 @@ func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certi
 	return nil
 }
 
-// Purge removes all nodes, tokens and claims of a tenant that is gone. Call it after the tenant was removed, from when
+// Purge removes all nodes, tokens, claims and bootstrap tokens' records of a tenant that is gone. Call it after the tenant was removed, from when
 // on nothing new can be made of it, and before one of the same name is added: it must not inherit. While the
 // tenant is there it removes nothing and returns tenant.ErrExists.
 func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
@@ -171,10 +171,33 @@ func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, purgePrefix(ctx, s, bootstrapOf(name)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove what tenant %s left: %w", name, err)
 	}
 	return nil
+}
+
+// purgePrefix removes all records under a prefix.
+func purgePrefix(ctx context.Context, s Store, prefix string) error {
+	items, err := s.List(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, it := range items {
+		err := retry(ctx, func() error {
+			now, err := s.Get(ctx, it.Key)
+			if err != nil {
+				return err
+			}
+			return s.Commit(ctx, store.Delete(now.Key, now.Rev))
+		})
+		if !errors.Is(err, store.ErrNotFound) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // getNode returns the record and its revision; ErrNodeNotFound with revision 0 if there is none.

@@ -74,7 +74,7 @@ func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
 	clients := NewClients(tenants, func(tenant.Tenant) (kubernetes.Interface, error) { return b.kube, nil })
 	cfg := ServerConfig{
 		Issuer: func() *pki.Keyring { return ring }, Roots: ring.Pool, Tokens: b.tokens, Nodes: b.nodes, Tenants: tenants, Clients: clients,
-		Minter: NewMinter(clients, b.clk.now), Now: b.clk.now, Metrics: NewMetrics(b.reg),
+		Minter: NewMinter(s, clients, b.clk.now), Now: b.clk.now, Metrics: NewMetrics(b.reg),
 		ExpiredGrace: 10 * 365 * 24 * time.Hour, Audit: audit.New(b.audit, nil, nil),
 		Logger: slog.New(slog.NewTextHandler(b.log, nil)),
 	}

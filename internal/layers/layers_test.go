@@ -27,6 +27,7 @@ var layer = map[string]int{
 	"pkg/join":             40,
 	"internal/hostsfile":   40,
 	"pkg/join/jointest":    35,
+	"internal/kubetest":    35,
 	"pkg/join/kubelet":     30,
 	"internal/switchboard": 30,
 	"internal/tenant":      30,

@@ -31,6 +31,8 @@ type Tenant struct {
 	CA []byte `json:"ca"`
 	// CreatedAt is when the tenant was added to the broker.
 	CreatedAt time.Time `json:"createdAt"`
+	// Access is whose Kubeconfig it is.
+	Access Access `json:"access,omitzero"`
 }
 
 const (
@@ -44,7 +46,7 @@ const (
 func (t Tenant) RESTConfig() (*rest.Config, error) {
 	c, err := clientcmd.RESTConfigFromKubeConfig(t.Kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("tenant %s: stored kubeconfig: %w (add the tenant again)", t.Name, err)
+		return nil, fmt.Errorf("tenant %s: stored kubeconfig: %w (give it anew with `broker tenant update`)", t.Name, err)
 	}
 	c.UserAgent = userAgent
 	c.QPS, c.Burst = clientQPS, clientBurst
@@ -55,12 +57,14 @@ func (t Tenant) RESTConfig() (*rest.Config, error) {
 // Equal tells whether both describe the same access to the same control plane.
 func (t Tenant) Equal(o Tenant) bool {
 	return t.Name == o.Name && t.Address == o.Address && t.ServerName == o.ServerName &&
-		bytes.Equal(t.Kubeconfig, o.Kubeconfig) && bytes.Equal(t.CA, o.CA) && t.CreatedAt.Equal(o.CreatedAt)
+		bytes.Equal(t.Kubeconfig, o.Kubeconfig) && bytes.Equal(t.CA, o.CA) && t.CreatedAt.Equal(o.CreatedAt) &&
+		t.Access.Account == o.Access.Account && t.Access.Issued.Equal(o.Access.Issued) && t.Access.Expires.Equal(o.Access.Expires) &&
+		slices.Equal(t.Access.Warnings, o.Access.Warnings)
 }
 
 // clone makes a copy that shares no memory with t.
 func (t Tenant) clone() Tenant {
-	t.Kubeconfig, t.CA = slices.Clone(t.Kubeconfig), slices.Clone(t.CA)
+	t.Kubeconfig, t.CA, t.Access.Warnings = slices.Clone(t.Kubeconfig), slices.Clone(t.CA), slices.Clone(t.Access.Warnings)
 	return t
 }
 
