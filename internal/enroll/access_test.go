@@ -1,8 +1,11 @@
 package enroll
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -155,6 +158,37 @@ func TestRightsAreThese(t *testing.T) {
 	rules := policyRules()
 	if n := len(rules[""]) + len(rules["default"]) + len(rules["kube-system"]); n != len(want) || len(rules) != 3 {
 		t.Errorf("%d rules in %d namespaces, want %d in 3", n, len(rules), len(want))
+	}
+}
+
+func TestGroupsInBase64(t *testing.T) {
+	pattern, err := regexp.Compile(groupsInBase64())
+	if err != nil {
+		t.Fatal(err)
+	}
+	matches := func(groups string) bool {
+		return pattern.MatchString(base64.StdEncoding.EncodeToString([]byte(groups)))
+	}
+	for i := range 2000 {
+		s := bootstrapSecret(fmt.Sprint("edge-", i), "abcdef", "x", time.Now())
+		if groups := s.StringData["auth-extra-groups"]; !matches(groups) {
+			t.Fatalf("the policy would refuse %q", groups)
+		}
+	}
+	const ours, hash = "system:bootstrappers:mooring", "0123456789abcdef0123456789abcdef"
+	for _, groups := range []string{
+		"", ours, ours + "," + ours, ours + "," + ours + ":", ours + ":" + hash, ours + "," + ours + ":" + hash[:31], ours + "," + ours + ":" + hash + "0",
+		"system:bootstrappers:kubeadm:default-node-token", ours + "," + ours + ":" + hash + ",system:bootstrappers:x",
+		"system:bootstrappers:kubeadm," + ours + ":" + hash, ours + "," + ours + "X" + hash, ours + "," + ours + ":0123456789ABCDEF0123456789ABCDEF",
+	} {
+		if matches(groups) {
+			t.Errorf("the policy would pass %q", groups)
+		}
+	}
+	for i := range hash { // a third group, wherever it begins
+		if groups := ours + "," + ours + ":" + hash[:i] + "," + hash[i+1:]; matches(groups) {
+			t.Errorf("the policy would pass %q", groups)
+		}
 	}
 }
 

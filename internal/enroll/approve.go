@@ -77,12 +77,14 @@ func (r *approverRun) decide(ctx context.Context, csr *certificatesv1.Certificat
 	if controlPlaneName(r.tenant, node) {
 		return leave, "the node is called what the API server is", nil
 	}
-	_, err := r.cfg.Nodes.Get(ctx, r.tenant.Name, node)
-	if errors.Is(err, ErrNodeNotFound) {
+	rec, err := r.cfg.Nodes.Get(ctx, r.tenant.Name, node)
+	switch {
+	case errors.Is(err, ErrNodeNotFound):
 		return wait, "the node is not enrolled with this broker", nil
-	}
-	if err != nil {
+	case err != nil:
 		return leave, "", err
+	case rec.RevokedAt != nil:
+		return leave, "the node was revoked by an operator", nil
 	}
 	if csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName {
 		return approve, "", nil

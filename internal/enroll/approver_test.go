@@ -32,6 +32,7 @@ type world struct {
 	mu       sync.Mutex
 	enrolled map[string]bool
 	sessions map[string][]netip.Addr
+	revoked  map[string]*time.Time
 	asked    map[string]int
 	audit    bytes.Buffer
 	ended    []string // nodes whose bootstrap tokens were ended
@@ -47,7 +48,7 @@ func (w *world) Get(_ context.Context, tenant, node string) (NodeRecord, error) 
 	if tenant != "acme" || !w.enrolled[node] {
 		return NodeRecord{}, ErrNodeNotFound
 	}
-	return NodeRecord{Tenant: tenant, Name: node}, nil
+	return NodeRecord{Tenant: tenant, Name: node, RevokedAt: w.revoked[node]}, nil
 }
 
 func (w *world) NodeAddresses(_, node string) ([]netip.Addr, bool) {
@@ -167,6 +168,8 @@ func TestApproverLeavesAlone(t *testing.T) {
 	}{
 		"not enrolled, client":  {clientRequest(), nil, func(w *world) { w.enrolled = nil }},
 		"not enrolled, serving": {servingRequest(), nil, func(w *world) { w.enrolled = nil }},
+		"revoked, client":       {clientRequest(), nil, func(w *world) { w.revoked = map[string]*time.Time{testNode: new(time.Time)} }},
+		"revoked, serving":      {servingRequest(), nil, func(w *world) { w.revoked = map[string]*time.Time{testNode: new(time.Time)} }},
 		"no session":            {servingRequest(), nil, func(w *world) { w.sessions = nil }},
 		"other addresses":       {servingRequest(), nil, func(w *world) { w.sessions[testNode] = testAddrs[1:] }},
 		"foreign SAN":           {servingRequest(), func(k *kubeletRequest) { k.template.DNSNames = []string{"edge-2"} }, nil},
