@@ -225,7 +225,7 @@ func (r *running) awaitCA(t *testing.T) admin.CAStatus {
 func TestRotateCA(t *testing.T) {
 	dir := t.TempDir()
 	r := startBroker(t, dir)
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	oldBundle := r.bundle(t, "acme", 10)
 	off := newBox(t, oldBundle, "off")
 	egress := r.issueEgress(t, "acme")
@@ -342,7 +342,7 @@ func noOldKey(t *testing.T, dir string) {
 // A connected node that does not say what it holds is waited for, unless the operator says otherwise.
 func TestRotateWaitsForSilentNodes(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	s, err := b.connect(t, tunnel.TransportTCP, r.cfg.Front.Listen)
 	if err != nil {
