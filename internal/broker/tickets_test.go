@@ -42,7 +42,7 @@ func TestFault32TicketOfAnotherTenant(t *testing.T) {
 	r := startBroker(t, t.TempDir())
 	var nodes, apis []tls.Certificate
 	for _, tenant := range []string{"acme", "globex"} {
-		r.addTenant(t, tenant, "127.0.0.1:1")
+		r.addTenant(t, tenant)
 		b := newBox(t, r.bundle(t, tenant, 1), "edge-1")
 		node, err := tls.X509KeyPair([]byte(b.enrol.Certificate), b.keyPEM)
 		if err != nil {
@@ -99,7 +99,7 @@ func TestFault32TicketOfAnotherTenant(t *testing.T) {
 // TestFault32NoCertificateNoSession: a client that has no certificate of its own gets in nowhere, whatever its cache holds.
 func TestFault32NoCertificateNoSession(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme", "127.0.0.1:1")
+	r.addTenant(t, "acme")
 	for _, tr := range []tunnel.Transport{tunnel.TransportQUIC, tunnel.TransportTCP} {
 		d := &tunnel.Dialer{Endpoint: r.cfg.Front.Listen, Transport: tr, TLS: &tls.Config{
 			InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { return nil },
