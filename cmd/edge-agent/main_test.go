@@ -65,6 +65,7 @@ apiAddress: 127.0.0.1:%[3]d
 node:
   name: edge-1
   console: ""
+  serial: SN-0815
 kubelet:
   mode: child
   path: %[1]s/no-kubelet

@@ -20,7 +20,7 @@ func newStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Show how this node is doing",
 		Long: `Ask the running agent how things are: identity, tunnel, kubelet, and what is missing where something is.
-Exits with 1 if the node is not ready.`,
+A box that waits for approval shows the key and the serial number by which an operator knows it. Exits with 1 if the node is not ready.`,
 		Example: `  edge-agent status
   edge-agent status -o json | jq .tunnel`,
 		Args: cobra.NoArgs,
@@ -54,10 +54,14 @@ func printStatus(w io.Writer, s *agent.Status, now time.Time) {
 	if id := s.Identity; id != nil {
 		row("node", "%s (tenant %s)", id.Node, id.Tenant)
 		row("identity", "%s", id.SPIFFE)
-		row("key", "%s", id.Fingerprint)
+		row("key", "%s", orDash(s.Fingerprint))
 		row("certificate", "expires %s", until(id.CertificateExpires, now))
 	} else {
 		row("node", "not enrolled")
+		row("key", "%s", orDash(s.Fingerprint))
+	}
+	if s.Serial != "" {
+		row("serial", "%s", s.Serial)
 	}
 	if t := s.Tunnel; t.Connected {
 		row("tunnel", "%s to %s by %s, rtt %s, up %s, %d streams", t.Remote, t.Endpoint, t.Transport, orDash(t.RTT), since(t.Since, now), t.Streams)

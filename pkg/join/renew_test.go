@@ -22,6 +22,39 @@ import (
 	"github.com/mooring-edge/mooring/internal/pki"
 )
 
+// TestRotatedWhileOff: a box that was off while the broker's CA was replaced, more than once, verifies the broker
+// by the links between the CAs and gets a certificate and the CAs of today; and so does one that enrols by a
+// bundle that pins the CA of old.
+func TestRotatedWhileOff(t *testing.T) {
+	for _, rotations := range []int{1, 3} {
+		s, first := expired(t)
+		bundle := s.cfg.Bundle
+		b, _ := bundle()
+		s.forget()
+		for range rotations {
+			s.broker.Rotate(t)
+		}
+		id, err := s.enrol(s.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := id.Trusts(); len(got) != 1 || got[0] != s.broker.CA.Hash() || id.Issuer() != s.broker.CA.Hash() || id.Fingerprint() != first.Fingerprint() {
+			t.Errorf("after %d rotations: trusts %v, issued by %s", rotations, got, id.Issuer())
+		}
+		if _, err := New(s.cfg).join(t.Context(), id); err != nil {
+			t.Errorf("and joins: %v", err)
+		}
+		// The old bundle, on a box with the same key that has lost its identity.
+		if err := os.Remove(New(s.cfg).identityFile()); err != nil {
+			t.Fatal(err)
+		}
+		s.cfg.Bundle = func() (Bundle, error) { return b, nil }
+		if id, err = s.enrol(s.cfg); err != nil || id.Issuer() != s.broker.CA.Hash() || b.CACertHashes[0] == s.broker.CA.Hash() {
+			t.Errorf("enrolled by a pin of old: %v", err)
+		}
+	}
+}
+
 // forget takes the join bundle away, as on a box that joined from standard input.
 func (s *site) forget() {
 	s.cfg.Bundle = func() (Bundle, error) { return Bundle{}, errors.New("no join bundle") }

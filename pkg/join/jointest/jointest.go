@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +49,9 @@ type Broker struct {
 	// Now is the broker's clock. Default: the machine's.
 	Now func() time.Time
 
+	ring *pki.Keyring
+	cert atomic.Pointer[tls.Certificate]
+
 	mu sync.Mutex // guards the following fields
 	// fail are the errors to answer next, in order.
 	fail []*enrollapi.Error
@@ -64,19 +68,16 @@ type Broker struct {
 // NewBroker starts a broker; it is stopped with the test.
 func NewBroker(t testing.TB, api *API) *Broker {
 	t.Helper()
-	ca, err := pki.NewCA("mooring.test", time.Now())
+	ring, err := pki.NewKeyring("mooring.test", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &Broker{CA: ca, Token: enrollapi.NewToken(), API: api, TTL: time.Hour, Now: time.Now,
+	b := &Broker{ring: ring, Token: enrollapi.NewToken(), API: api, TTL: time.Hour, Now: time.Now,
 		Configuration: `{"apiVersion":"kubelet.config.k8s.io/v1beta1","kind":"KubeletConfiguration","maxPods":42}`}
-	cert, err := ca.IssueBroker("b1", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Now(), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.use(t, ring)
 	// A certificate that has expired is let in, for a renewal; the other handlers look closer.
 	verify := func(tls.ConnectionState) error { return nil }
-	conf := pki.ServerTLS(func() (*tls.Certificate, error) { return &cert, nil }, verify,
+	conf := pki.ServerTLS(func() (*tls.Certificate, error) { return b.cert.Load(), nil }, verify,
 		pki.ServerOptions{Clients: pki.ClientOptional})
 	// net/http serves no protocols that it does not know, so the ALPN is checked here and not answered.
 	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -91,6 +92,35 @@ func NewBroker(t testing.TB, api *API) *Broker {
 	mux.HandleFunc("POST "+enrollapi.PathRenew, b.renew)
 	b.Endpoint = serve(t, conf, mux)
 	return b
+}
+
+// use makes ring the broker's.
+func (b *Broker) use(t testing.TB, ring *pki.Keyring) {
+	t.Helper()
+	cert, err := ring.IssueBroker("b1", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ring, b.CA = ring, ring.Issuer()
+	b.cert.Store(&cert)
+}
+
+// Rotate replaces the broker's CA, all the way: the one before is not trusted any more.
+func (b *Broker) Rotate(t testing.TB) {
+	t.Helper()
+	ring, err := b.ring.Add(time.Now())
+	if err == nil {
+		ring, err = ring.Switch()
+	}
+	if err == nil {
+		ring, err = ring.Retire()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.use(t, ring)
 }
 
 // serve serves h over TLS on a port of its own until the test ends.
@@ -220,7 +250,7 @@ func (b *Broker) issue(w http.ResponseWriter, csr *x509.CertificateRequest) {
 		return
 	}
 	answer := enrollapi.EnrolResponse{
-		Tenant: Tenant, Node: Node, TrustDomain: b.CA.TrustDomain(), Certificate: string(chain), CABundle: string(b.CA.CertPEM()), Time: b.Now(),
+		Tenant: Tenant, Node: Node, TrustDomain: b.CA.TrustDomain(), Certificate: string(chain), CABundle: string(b.ring.BundlePEM()), Time: b.Now(),
 	}
 	if b.tamper != nil {
 		b.tamper(&answer)

@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -145,6 +147,39 @@ func TestKubeletOutlivesTheAgent(t *testing.T) {
 	if third := n.running(); third == pid {
 		t.Errorf("kubelet %d was killed and is said to run", third)
 	}
+}
+
+// TestNotStartedWithoutPermission: it is asked before each start, and a kubelet that runs is left alone.
+func TestNotStartedWithoutPermission(t *testing.T) {
+	n := newNest(t)
+	var no atomic.Pointer[error]
+	forbid := func(why string) { err := errors.New(why); no.Store(&err) }
+	n.cfg.Permit = func() error {
+		if err := no.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}
+	forbid("its certificate expired")
+	stop := n.agent(n.cfg)
+	if s := n.await("waiting", func(s State) bool { return s.Reason == "Waiting" }); s.Running || !strings.Contains(s.Message, "its certificate expired") {
+		t.Errorf("state %+v", s)
+	}
+	no.Store(nil)
+	pid := n.running()
+	stop()
+
+	// Another agent, another configuration, and no permission: the kubelet that runs goes on.
+	forbid("again")
+	n.cfg.Hash = "two"
+	n.agent(n.cfg)
+	if again := n.running(); again != pid {
+		t.Errorf("kubelet %d, it was %d", again, pid)
+	}
+	n.kill(pid)
+	n.await("waiting", func(s State) bool { return s.Reason == "Waiting" })
+	no.Store(nil)
+	n.running()
 }
 
 func TestChangedConfigurationRestarts(t *testing.T) {

@@ -130,3 +130,66 @@ func TestSystemdOverTime(t *testing.T) {
 		}
 	})
 }
+
+// TestSystemdWithoutPermission: a unit that can only fail is neither started nor left to be started by systemd
+// again and again; one that runs is left alone.
+func TestSystemdWithoutPermission(t *testing.T) {
+	for name, c := range map[string]struct {
+		active, applied, reason string
+		halted                  bool
+	}{
+		"not running":                 {"inactive", "", "Waiting", false},
+		"failed":                      {"failed", "one", "Waiting", false},
+		"between two starts":          {"activating", "one", "Waiting", true},
+		"running with the same":       {"active", "one", "Running", false},
+		"running with another":        {"active", "two", "Running", false},
+		"stopped by the agent before": {"inactive", "one", "Waiting", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			paths := PathsIn(t.TempDir(), t.TempDir())
+			if c.applied != "" {
+				if err := os.WriteFile(paths.Applied, []byte(c.applied+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				sd := &fakeSystemd{active: c.active}
+				permitted, halted := false, 0
+				var last State
+				s := NewSystemd(SystemdConfig{
+					Unit: "kubelet.service", Hash: "one", Paths: paths, manager: sd,
+					OnState: func(st State) { last = st },
+					Permit: func() error {
+						if permitted {
+							return nil
+						}
+						return errors.New("its certificate expired")
+					},
+					halt: func(context.Context, string) error {
+						halted++
+						sd.now("inactive", nil, nil)
+						return nil
+					},
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- s.Run(ctx) }()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if len(sd.jobs) != 0 || last.Reason != c.reason || (halted > 0) != c.halted || halted > 1 {
+					t.Errorf("jobs %v, halted %d times, state %+v", sd.jobs, halted, last)
+				}
+				permitted = true
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if sd.active != "active" || !last.Running || len(sd.jobs) > 1 {
+					t.Errorf("permitted: jobs %v, unit %s, state %+v", sd.jobs, sd.active, last)
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
