@@ -82,9 +82,13 @@ func (b *Broker) listNodes(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	quarantines, err := b.Nodes.Quarantines(r.Context())
+	if err != nil {
+		return nil, err
+	}
 	out := []Node{}
 	for _, rec := range recs {
-		out = append(out, b.node(rec))
+		out = append(out, b.node(rec, quarantines[rec.Tenant+"/"+rec.Name]))
 	}
 	return out, nil
 }
@@ -98,7 +102,11 @@ func (b *Broker) showNode(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.node(rec), nil
+	lines, err := b.Nodes.Quarantine(r.Context(), tenant, name)
+	if err != nil {
+		return nil, err
+	}
+	return b.node(rec, lines), nil
 }
 
 func (b *Broker) removeNode(r *http.Request) (any, error) {
@@ -109,6 +117,7 @@ func (b *Broker) removeNode(r *http.Request) (any, error) {
 		return nil, err
 	}
 	b.cutNode(tenant, name)
+	b.Audit.Record(b.event(r, "remove", tenant, name))
 	return struct{}{}, nil
 }
 
@@ -116,10 +125,18 @@ func noNode(tenant, name string) error {
 	return &Error{http.StatusNotFound, fmt.Sprintf("no node %s/%s: see `broker node list`", tenant, name)}
 }
 
-func (b *Broker) node(rec enroll.NodeRecord) Node {
+// node describes a node; lines are the boxes in quarantine.
+func (b *Broker) node(rec enroll.NodeRecord, lines []enroll.Line) Node {
 	n := Node{
 		Tenant: rec.Tenant, Name: rec.Name, KeyHash: rec.SPKI, TokenID: rec.TokenID,
 		EnrolledAt: rec.EnrolledAt, CertificateNotAfter: rec.CertificateNotAfter,
+	}
+	n.State, n.RevokedAt, n.RevokedReason, n.ReplaceUntil = StateActive, rec.RevokedAt, rec.RevokedReason, rec.ReplaceUntil
+	for _, l := range lines {
+		n.State, n.Boxes = StateQuarantined, append(n.Boxes, box(l))
+	}
+	if rec.RevokedAt != nil {
+		n.State = StateRevoked
 	}
 	if s, ok := b.Board.Session(rec.Tenant, rec.Name); ok {
 		n.Connected = true

@@ -35,6 +35,7 @@ type Broker struct {
 	// Holders says what the nodes of the live sessions hold of the CA.
 	Holders     func() []Holder
 	EgressCerts EgressCerts
+	Bootstraps  Bootstraps
 	Health      *health.Tracker
 	// PublicEndpoint goes into join bundles, EgressEndpoint into egress configurations.
 	PublicEndpoint, EgressEndpoint string
@@ -64,6 +65,9 @@ func (b *Broker) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/nodes", serve(b.listNodes))
 	mux.HandleFunc("GET /v1/nodes/{tenant}/{node}", serve(b.showNode))
 	mux.HandleFunc("DELETE /v1/nodes/{tenant}/{node}", serve(b.removeNode))
+	mux.HandleFunc("POST /v1/nodes/{tenant}/{node}/revoke", serve(b.revokeNode))
+	mux.HandleFunc("POST /v1/nodes/{tenant}/{node}/replace", serve(b.replaceNode))
+	mux.HandleFunc("POST /v1/nodes/{tenant}/{node}/resolve", serve(b.resolveNode))
 	mux.HandleFunc("GET /v1/ca", serve(b.showCA))
 	mux.HandleFunc("POST /v1/ca/{step}", serve(b.stepCA))
 	mux.HandleFunc("POST /v1/egress", serve(b.issueEgress))

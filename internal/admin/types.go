@@ -119,8 +119,16 @@ type Node struct {
 	TokenID             string    `json:"tokenID"`
 	EnrolledAt          time.Time `json:"enrolledAt"`
 	CertificateNotAfter time.Time `json:"certificateNotAfter"`
-	Connected           bool      `json:"connected"`
-	Session             *Session  `json:"session,omitempty"`
+	// State is active, revoked or quarantined.
+	State         string     `json:"state"`
+	RevokedAt     *time.Time `json:"revokedAt,omitempty"`
+	RevokedReason string     `json:"revokedReason,omitempty"`
+	// ReplaceUntil is until when another box may take the name.
+	ReplaceUntil *time.Time `json:"replaceUntil,omitempty"`
+	// Boxes are those that use the identity of a node in quarantine.
+	Boxes     []Box    `json:"boxes,omitempty"`
+	Connected bool     `json:"connected"`
+	Session   *Session `json:"session,omitempty"`
 }
 
 // Session is a node's live tunnel session.

@@ -47,6 +47,23 @@ const (
 // ended.
 func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
 	log.Info("broker starting", "version", version.Get().String(), "dataDir", cfg.DataDir)
+	st, err := store.Open(ctx, store.Config{Dir: cfg.DataDir, Logger: log})
+	if err != nil {
+		return err
+	}
+	err = runOver(ctx, cfg, log, st)
+	if closeErr := st.Close(); closeErr != nil {
+		log.Warn("store did not close cleanly", "err", closeErr)
+	}
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		log.Info("broker stopped")
+		return nil
+	}
+	return err
+}
+
+// runOver is Run over a store that is open; several brokers may share one.
+func runOver(ctx context.Context, cfg *config.Broker, log *slog.Logger, st *store.Store) error {
 	b := &broker{cfg: cfg, log: log, started: time.Now(), metrics: prometheus.NewRegistry()}
 	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	b.health = health.New(health.Config{Ready: []string{condStore, condFront, condEgress}, Logger: log})
@@ -58,20 +75,7 @@ func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
 	}
 	defer auditLog.Close()
 	b.audit = auditLog
-
-	st, err := store.Open(ctx, store.Config{Dir: cfg.DataDir, Logger: log})
-	if err != nil {
-		return err
-	}
-	err = b.run(ctx, st)
-	if closeErr := st.Close(); closeErr != nil {
-		log.Warn("store did not close cleanly", "err", closeErr)
-	}
-	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		log.Info("broker stopped")
-		return nil
-	}
-	return err
+	return b.run(ctx, st)
 }
 
 type broker struct {
@@ -238,7 +242,8 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	accounts := enroll.NewManager(b.tenants, "care for the broker's account", keeper.Run, b.log)
 	adm := &admin.Broker{
 		Provision: access.Provision,
-		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board, CA: b.ca, Health: b.health,
+		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board,
+		Bootstraps: minter, CA: b.ca, Health: b.health,
 		Holders: b.holders.list, EgressCerts: egressCerts{st},
 		Purge: func(ctx context.Context, tenant string) error {
 			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))

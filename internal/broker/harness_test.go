@@ -92,6 +92,12 @@ func freeAddr(t *testing.T) string {
 
 func startBroker(t *testing.T, dir string, options ...func(*config.Broker)) *running {
 	t.Helper()
+	return startBrokerBy(t, dir, Run, options...)
+}
+
+// startBrokerBy starts a broker by run, which is Run or does the same over a store of the test's.
+func startBrokerBy(t *testing.T, dir string, run func(context.Context, *config.Broker, *slog.Logger) error, options ...func(*config.Broker)) *running {
+	t.Helper()
 	cfg := config.DefaultBroker()
 	cfg.DataDir = filepath.Join(dir, "data")
 	cfg.AdminSocket = filepath.Join(dir, "b.sock")
@@ -107,7 +113,7 @@ func startBroker(t *testing.T, dir string, options ...func(*config.Broker)) *run
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Run(ctx, cfg, slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		done <- run(ctx, cfg, slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	}()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -157,11 +163,21 @@ func (b *box) post(t *testing.T, hostname string) (int, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := pki.ClientTLS(nil, pki.VerifyPinned(b.bundle.CACertHashes, time.Now, nil))
+	return b.postAs(t, nil, enrollapi.PathEnrol, enrollapi.EnrolRequest{Token: b.bundle.Token, Tenant: b.bundle.Tenant, CSR: string(csr), Hostname: hostname})
+}
+
+// postAs asks the enrolment server, with a certificate if there is one.
+func (b *box) postAs(t *testing.T, pair *tls.Certificate, path string, req any) (int, []byte) {
+	t.Helper()
+	var certificate func() (*tls.Certificate, error)
+	if pair != nil {
+		certificate = func() (*tls.Certificate, error) { return pair, nil }
+	}
+	cfg := pki.ClientTLS(certificate, pki.VerifyPinned(b.bundle.CACertHashes, time.Now, nil))
 	cfg.NextProtos = []string{enrollapi.ALPN}
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	body, _ := json.Marshal(enrollapi.EnrolRequest{Token: b.bundle.Token, Tenant: b.bundle.Tenant, CSR: string(csr), Hostname: hostname})
-	resp, err := client.Post("https://"+b.bundle.Endpoint+enrollapi.PathEnrol, "application/json", bytes.NewReader(body))
+	body, _ := json.Marshal(req)
+	resp, err := client.Post("https://"+b.bundle.Endpoint+path, "application/json", bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,16 +192,21 @@ func (b *box) post(t *testing.T, hostname string) (int, []byte) {
 // connect opens the node's tunnel. What the broker dials at it is answered with the node's name.
 func (b *box) connect(t *testing.T, transport tunnel.Transport, endpoint string, addrs ...string) (*tunnel.Session, error) {
 	t.Helper()
+	hello := wire.Hello{Version: "test", Node: b.enrol.Node}
+	for _, a := range addrs {
+		hello.Addresses = append(hello.Addresses, netip.MustParseAddr(a))
+	}
+	return b.connectWith(t, transport, endpoint, hello)
+}
+
+func (b *box) connectWith(t *testing.T, transport tunnel.Transport, endpoint string, hello wire.Hello) (*tunnel.Session, error) {
+	t.Helper()
 	pair, err := tls.X509KeyPair([]byte(b.enrol.Certificate), b.keyPEM)
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(b.enrol.CABundle))
-	hello := wire.Hello{Version: "test", Node: b.enrol.Node}
-	for _, a := range addrs {
-		hello.Addresses = append(hello.Addresses, netip.MustParseAddr(a))
-	}
 	d := &tunnel.Dialer{
 		Endpoint: endpoint, Transport: transport,
 		TLS: pki.ClientTLS(func() (*tls.Certificate, error) { return &pair, nil },

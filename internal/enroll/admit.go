@@ -85,8 +85,18 @@ func (n *Nodes) Quarantines(ctx context.Context) (map[string][]Line, error) {
 // ErrNotQuarantined says that there is nothing to resolve.
 var ErrNotQuarantined = errors.New("is not in quarantine")
 
+// NoSuchBoxError says which boxes there are.
+type NoSuchBoxError struct {
+	ID    string
+	Boxes []string
+}
+
+func (e *NoSuchBoxError) Error() string {
+	return fmt.Sprintf("no box of it has the ID %.80q: there are %s", e.ID, strings.Join(e.Boxes, ", "))
+}
+
 // Resolve ends a node's quarantine: the box with this ID is let in when it comes again, the others are not. Errors:
-// ErrNodeNotFound, ErrNotQuarantined, one that names the IDs there are, the store's.
+// ErrNodeNotFound, ErrNotQuarantined, *NoSuchBoxError, the store's.
 func (n *Nodes) Resolve(ctx context.Context, tenant, node, keep string) (kept Line, err error) {
 	if _, err := n.Get(ctx, tenant, node); err != nil {
 		return Line{}, err
@@ -100,7 +110,7 @@ func (n *Nodes) Resolve(ctx context.Context, tenant, node, keep string) (kept Li
 			for _, l := range rec.Lines {
 				ids = append(ids, l.ID+" from "+l.Remote)
 			}
-			return false, fmt.Errorf("no box of it has the ID %q: there are %s", keep, strings.Join(ids, ", "))
+			return false, &NoSuchBoxError{ID: keep, Boxes: ids}
 		}
 		kept = rec.Tip
 		return true, nil

@@ -87,9 +87,12 @@ func (m *SecretMinter) remember(ctx context.Context, tenant, node, id string, ex
 		return err
 	}
 	return retry(ctx, func() error {
-		_, rev, err := getNode(ctx, m.store, tenant, node)
+		rec, rev, err := getNode(ctx, m.store, tenant, node)
 		if err != nil {
 			return err
+		}
+		if rec.RevokedAt != nil { // since the request began
+			return ErrRevoked
 		}
 		return m.store.Commit(ctx, store.Create(bootstrapKey(tenant, node, id), val), store.Check(nodeKey(tenant, node), rev))
 	})
