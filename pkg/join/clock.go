@@ -30,7 +30,9 @@ const (
 // certificate that has long expired does not come to life again with a clock that was set back.
 //
 // Only what is vouched for raises the bound. The system's clock never does: one that once stood in the
-// future would have the box refuse its broker until then. Safe for concurrent use.
+// future would have the box refuse its broker until then. The broker's clock may have stood there too, and
+// would take the whole fleet along; so where the system's clock and a verified broker's certificate agree on a
+// time before the bound, they are believed, and the bound is taken back. Safe for concurrent use.
 type Clock struct {
 	file   string
 	system func() time.Time
@@ -45,6 +47,7 @@ type Clock struct {
 	at    time.Duration
 	mark  time.Time // what is on disk
 	read  bool      // the mark has been read
+	back  bool      // the bound was taken back, and that was said
 }
 
 type writeFile func(path string, data []byte, perm fs.FileMode) error
@@ -158,16 +161,36 @@ func parseMark(data []byte) (time.Time, error) {
 // passes vouches for that moment.
 func (c *Clock) verify(with func(now func() time.Time) pki.Verify) pki.Verify {
 	return func(cs tls.ConnectionState) error {
-		at := c.Now()
+		at, system := c.Now(), c.system()
 		if len(cs.PeerCertificates) > 0 && cs.PeerCertificates[0].NotBefore.After(at) {
 			at = cs.PeerCertificates[0].NotBefore
 		}
-		if err := with(func() time.Time { return at })(cs); err != nil {
+		err := with(func() time.Time { return at })(cs)
+		if err != nil && at.After(system) && with(func() time.Time { return system })(cs) == nil {
+			c.takeBack(cs.PeerCertificates[0].NotBefore)
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		c.Learn(cs.PeerCertificates[0].NotBefore)
 		return nil
 	}
+}
+
+// takeBack lowers the bound to one that a broker vouches for whose certificate is valid by the system's clock, but
+// not by the bound. What it costs: a broker's certificate that expired comes to life again for whoever has its key
+// and also sets this machine's clock back into its 30 days. Not to do it could lock a fleet out for years, by
+// one hour of a wrong clock on the platform.
+func (c *Clock) takeBack(bound time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.back {
+		c.logger.Warn("a broker once said a later time than its certificate and this machine's clock agree on now; going by these",
+			"said", c.floor(), "now", c.system())
+	}
+	c.back, c.bound, c.at = true, bound, c.passed()
+	c.save()
 }
 
 // learnSaid takes the time that a verified broker said, if its certificate can be that old: one whose own

@@ -182,6 +182,27 @@ func TestFault41OldBroker(t *testing.T) {
 	}
 }
 
+// TestFault41BrokerInTheFuture: a platform whose clock once stood years ahead has told its nodes so. When it is
+// right again, a node whose own clock is right comes back by itself.
+func TestFault41BrokerInTheFuture(t *testing.T) {
+	s := newSite(t)
+	id := s.mustAll()
+	New(s.cfg).Clock().Learn(time.Now().Add(10 * 365 * 24 * time.Hour))
+	later := New(s.cfg) // a restart
+	if behind := later.Clock().Behind(); behind < 9*365*24*time.Hour {
+		t.Fatalf("the bound did not last: behind by %s", behind)
+	}
+	renewed, err := later.Renew(t.Context())
+	if err != nil || renewed.Fingerprint() != id.Fingerprint() {
+		t.Fatalf("renewed: %+v, %v", renewed, err)
+	}
+	for name, j := range map[string]*Joiner{"at once": later, "after a restart": New(s.cfg)} {
+		if behind := j.Clock().Behind(); behind > time.Hour {
+			t.Errorf("%s: the box still thinks itself behind by %s", name, behind)
+		}
+	}
+}
+
 func TestABrokerThatSaysNonsenseIsNotBelieved(t *testing.T) {
 	s := newSite(t)
 	s.cfg.Now = func() time.Time { return epoch }
