@@ -3,7 +3,6 @@ package pki
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -253,47 +252,4 @@ func (k *Keyring) CAs() []CAInfo {
 		out = append(out, info("retired", p.cert))
 	}
 	return out
-}
-
-// BundleHashes returns the hashes of the CAs' keys in a bundle as BundlePEM gives it, at most MaxTrusted, in
-// its order. What is no CA's certificate is an error.
-func BundleHashes(bundle []byte) ([]string, error) {
-	certs, err := parseBundle(bundle)
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, c := range certs {
-		out = append(out, hashDER(c.RawSubjectPublicKeyInfo))
-	}
-	return out, nil
-}
-
-// MaxTrusted is how many CAs a bundle holds at most.
-const MaxTrusted = 8
-
-func parseBundle(bundle []byte) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for rest := bundle; ; {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil {
-			break
-		}
-		if len(out) == MaxTrusted {
-			return nil, fmt.Errorf("CA bundle: more than %d certificates", MaxTrusted)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil || block.Type != pemCert {
-			return nil, fmt.Errorf("CA bundle: block %d is no certificate", len(out)+1)
-		}
-		if !cert.IsCA {
-			return nil, fmt.Errorf("CA bundle: block %d is not a CA's certificate", len(out)+1)
-		}
-		out = append(out, cert)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("CA bundle: no certificate in it")
-	}
-	return out, nil
 }
