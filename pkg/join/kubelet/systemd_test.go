@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,19 +155,20 @@ func TestSystemdWithoutPermission(t *testing.T) {
 			}
 			synctest.Test(t, func(t *testing.T) {
 				sd := &fakeSystemd{active: c.active}
-				permitted, halted := false, 0
-				var last State
+				var permitted atomic.Bool
+				var halts atomic.Int32
+				var state atomic.Pointer[State]
 				s := NewSystemd(SystemdConfig{
 					Unit: "kubelet.service", Hash: "one", Paths: paths, manager: sd,
-					OnState: func(st State) { last = st },
+					OnState: func(st State) { state.Store(&st) },
 					Permit: func() error {
-						if permitted {
+						if permitted.Load() {
 							return nil
 						}
 						return errors.New("its certificate expired")
 					},
 					halt: func(context.Context, string) error {
-						halted++
+						halts.Add(1)
 						sd.now("inactive", nil, nil)
 						return nil
 					},
@@ -174,16 +176,20 @@ func TestSystemdWithoutPermission(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)
 				go func() { done <- s.Run(ctx) }()
-				time.Sleep(time.Minute)
+				time.Sleep(65 * time.Second)
 				synctest.Wait()
+				last, halted := state.Load(), halts.Load()
 				if len(sd.jobs) != 0 || last.Reason != c.reason || (halted > 0) != c.halted || halted > 1 {
-					t.Errorf("jobs %v, halted %d times, state %+v", sd.jobs, halted, last)
+					t.Errorf("jobs %v, halted %d times, state %+v", sd.jobs, halted, *last)
 				}
-				permitted = true
-				time.Sleep(time.Minute)
+				permitted.Store(true)
+				time.Sleep(65 * time.Second)
 				synctest.Wait()
+				last = state.Load()
+				sd.mu.Lock()
+				defer sd.mu.Unlock()
 				if sd.active != "active" || !last.Running || len(sd.jobs) > 1 {
-					t.Errorf("permitted: jobs %v, unit %s, state %+v", sd.jobs, sd.active, last)
+					t.Errorf("permitted: jobs %v, unit %s, state %+v", sd.jobs, sd.active, *last)
 				}
 				cancel()
 				if err := <-done; err != nil {
