@@ -117,7 +117,7 @@ func (d *doctor) identity() {
 		return
 	}
 	d.id = id
-	left := time.Until(id.NotAfter()).Round(time.Minute)
+	left := id.NotAfter().Sub(d.joiner.Clock().Now()).Round(time.Minute)
 	who := fmt.Sprintf("node %s of tenant %s", id.Node, id.Tenant)
 	switch {
 	case left <= 0:
@@ -144,7 +144,7 @@ func (d *doctor) conditions() {
 		case condStorage:
 			d.fail("storage", oneLine(c.Message), "free space in, or remount, "+d.cfg.StateDir+"; the agent sees it by itself")
 		case condClock:
-			d.fail("clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep), or node.setClock: true")
+			d.fail("system clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep), or node.setClock: true")
 		case condEnrolled:
 			if c.Reason == "Pending" {
 				d.warn("approval", oneLine(c.Message), "have an operator compare the key, and approve it")

@@ -63,6 +63,7 @@ func (a *Agent) Join(ctx context.Context) (*join.Identity, error) {
 			return err
 		}
 		a.enrolled(id)
+		g.start(a.takeBundles)
 		g.start(a.runTunnel)
 		rec, err := a.joiner.Bootstrap(ctx, id)
 		if err != nil {

@@ -52,7 +52,7 @@ stateDir: relative
 apiAddress: 10.0.0.1:6443
 healthAddress: [1]
 tunnel: {transport: udp, heartbeatInterval: 25, heartbeatTimeout: 10s, color: red}
-node: {name: Bad_Name, addresses: [192.168.1.10, nonsense]}
+node: {name: Bad_Name, addresses: [192.168.1.10, nonsense], serial: "ä", console: tty}
 kubelet: {port: 1.5, extraArgs: x, unit: kubelet}
 log: {level: loud}
 `))
@@ -75,6 +75,8 @@ log: {level: loud}
 		"tunnel.color":             "unknown key",
 		"node.name":                "DNS name",
 		"node.addresses[1]":        "nonsense",
+		"node.serial":              "printable ASCII",
+		"node.console":             "absolute",
 		"kubelet.port":             "whole number",
 		"kubelet.extraArgs":        "want a list",
 		"kubelet.unit":             ".service",
@@ -88,7 +90,7 @@ log: {level: loud}
 	if len(got) > 0 {
 		t.Errorf("unexpected problems: %v", got)
 	}
-	if !strings.HasPrefix(err.Error(), "agent.yaml: 14 problems\n") {
+	if !strings.HasPrefix(err.Error(), "agent.yaml: 16 problems\n") {
 		t.Errorf("the first line should name the file and the count:\n%v", err)
 	}
 }

@@ -100,6 +100,8 @@ func TestStatusLine(t *testing.T) {
 		synctest.Wait()
 		tr.Set("Tunnel", True, "Up", "connected by quic")
 		synctest.Wait()
+		tr.Set("Storage", False, "WriteFailed", "the disk is full")
+		synctest.Wait()
 		cancel()
 		<-done
 
@@ -107,6 +109,7 @@ func TestStatusLine(t *testing.T) {
 			"READY=1\nSTATUS=not ready: not started yet",
 			"STATUS=not ready: no answer from edge.example:443",
 			"STATUS=ready: node edge-1 of tenant acme; connected by quic",
+			"STATUS=ready, but: the disk is full",
 			"STOPPING=1\nSTATUS=stopping",
 		}
 		if !slices.Equal(rec.states, want) {

@@ -60,6 +60,39 @@ func runClient(t *testing.T, fb *fakeBroker, cfg ClientConfig, f func(t *testing
 	})
 }
 
+// TestClientPace: what a session ended for may ask for more patience than the backoff has.
+func TestClientPace(t *testing.T) {
+	fb := &fakeBroker{}
+	var ends []error
+	cfg := ClientConfig{
+		jitter: func(time.Duration) time.Duration { return 0 },
+		Pace: func(err error) time.Duration {
+			ends = append(ends, err)
+			return time.Hour
+		},
+	}
+	runClient(t, fb, cfg, func(t *testing.T, c *Client) {
+		s, err := c.Session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		began := time.Now()
+		_ = fb.last().Close(wire.Quarantined, "two of you")
+		<-s.Done()
+		if _, err := c.Session(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d < time.Hour || d > time.Hour+time.Minute {
+			t.Errorf("came back after %s", d)
+		}
+	})
+	var closed *ClosedError
+	if len(ends) != 1 || !errors.As(ends[0], &closed) || closed.Code != wire.Quarantined {
+		t.Errorf("asked about %v", ends)
+	}
+}
+
 func TestClientReconnects(t *testing.T) {
 	fb := &fakeBroker{}
 	var ups, downs int
