@@ -34,7 +34,7 @@ demo: deps tools ## A control plane, a broker and an edge node behind NAT, for r
 
 test: deps ## Run every test there is; fails if one had to be skipped
 	$(call say,unit tests with the race detector)
-	@$(MAKE) race
+	@MOORING_REQUIRE_ALL=1 $(MAKE) race
 	$(call say,end-to-end tests with a real Kubernetes, over QUIC and over TCP)
 	@MOORING_REQUIRE_ALL=1 $(MAKE) e2e
 

@@ -220,6 +220,9 @@ func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim, p
 	case err != nil:
 		return NodeRecord{}, err
 	case held.SPKI != c.SPKI && !held.replaceable(now):
+		if err := p.stillThere(ctx, t.store); err != nil {
+			return NodeRecord{}, err
+		}
 		return NodeRecord{}, &NameTakenError{Tenant: p.tenant, Node: name}
 	case held.SPKI != c.SPKI: // the old key ends in the commit in which the new one begins
 		old, err := revokeKey(held, now, "replaced by "+c.SPKI)

@@ -102,6 +102,20 @@ func (p *placement) byClaim(claim ClaimRecord, rev int64, spki string) {
 	p.taints = append(p.taints, claim.Taints...)
 }
 
+// stillThere is store.ErrConflict if the claim changed since it was read: it may be that whoever has the name by now
+// has consumed it.
+func (p *placement) stillThere(ctx context.Context, s Store) error {
+	if p.claimRev == 0 {
+		return nil
+	}
+	if _, rev, err := getClaim(ctx, s, p.claim.Serial); err == nil && rev == p.claimRev {
+		return nil
+	} else if err != nil && !errors.Is(err, ErrClaimNotFound) {
+		return err
+	}
+	return fmt.Errorf("claim %q changed: %w", p.claim.Serial, store.ErrConflict)
+}
+
 // consume is the part of a node's commit that marks the claim; nil if there is none.
 func (p *placement) consume(tokenID, spki, node string, now time.Time) ([]store.Op, error) {
 	if p.claimRev == 0 {

@@ -24,12 +24,14 @@ import (
 	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/store"
 	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
 // bench is a Server on real TLS, over the real store, with a fake API server for each tenant.
 type bench struct {
 	t      *testing.T
+	store  *store.Store
 	clk    *clock
 	ca     *pki.CA
 	tokens *Tokens
@@ -69,6 +71,7 @@ func newBench(t *testing.T, edit func(*ServerConfig)) *bench {
 	}
 	b.ca = ring.Issuer()
 	s := openStore(t)
+	b.store = s
 	b.tokens, b.nodes = NewTokens(s, b.clk.now, discard), NewNodes(s, discard)
 	tenants := fixedTenants{"acme": someTenant("acme"), "beta": someTenant("beta")}
 	clients := NewClients(tenants, func(tenant.Tenant) (kubernetes.Interface, error) { return b.kube, nil })
