@@ -120,7 +120,7 @@ func TestKubeletEndsOverItsCertificate(t *testing.T) {
 	if err := syscall.Kill(first.Kubelet.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	second := until(t, cfg.Socket, "ready again", func(s *Status) bool { return s.Ready && s.Kubelet.PID != first.Kubelet.PID })
+	second := until(t, cfg.Socket, "ready again", func(s *Status) bool { return s.Ready && s.Kubelet.Running && s.Kubelet.PID != first.Kubelet.PID })
 	if s.api.Requests() != 2 || !second.Kubelet.Running {
 		t.Errorf("%d certificate requests, want 2; status %+v", s.api.Requests(), second)
 	}
