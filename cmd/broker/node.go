@@ -12,7 +12,8 @@ import (
 )
 
 func newNode(client func() *admin.Client) *cobra.Command {
-	return group("node", "Look at and manage enrolled nodes", newNodeList(client), newNodeShow(client), newNodePending(client), newNodeApprove(client), newNodeDeny(client), newNodeRemove(client))
+	return group("node", "Look at and manage enrolled nodes", newNodeList(client), newNodeShow(client), newNodePending(client), newNodeApprove(client), newNodeDeny(client),
+		newNodeRevoke(client), newNodeReplace(client), newNodeResolve(client), newNodeRemove(client))
 }
 
 func newNodeList(client func() *admin.Client) *cobra.Command {
@@ -39,24 +40,33 @@ func newNodeList(client func() *admin.Client) *cobra.Command {
 }
 
 func nodeTable(w io.Writer, all []admin.Node) {
-	row(w, "TENANT", "NODE", "CONNECTED", "TRANSPORT", "RTT", "FROM", "ADDRESSES", "ENROLLED")
+	row(w, "TENANT", "NODE", "STATE", "CONNECTED", "TRANSPORT", "RTT", "FROM", "ADDRESSES", "ENROLLED", "CERTIFICATE")
 	for _, n := range all {
 		s := n.Session
 		if s == nil {
-			row(w, n.Tenant, n.Name, "no", "-", "-", "-", "-", age(n.EnrolledAt)+" ago")
+			row(w, n.Tenant, n.Name, n.State, "no", "-", "-", "-", "-", age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
 			continue
 		}
-		row(w, n.Tenant, n.Name, age(s.Since), s.Transport, fmt.Sprintf("%.1fms", s.RTTMillis), s.RemoteAddr,
-			orDash(strings.Join(s.Addresses, ",")), age(n.EnrolledAt)+" ago")
+		row(w, n.Tenant, n.Name, n.State, age(s.Since), s.Transport, fmt.Sprintf("%.1fms", s.RTTMillis), s.RemoteAddr,
+			orDash(strings.Join(s.Addresses, ",")), age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
 	}
+}
+
+// untilEnd says how long a certificate is still valid, or for how long it is not any more.
+func untilEnd(t time.Time) string {
+	if left := time.Until(t); left > 0 {
+		return "for " + span(left)
+	}
+	return "ended " + age(t) + " ago"
 }
 
 func newNodeShow(client func() *admin.Client) *cobra.Command {
 	c := &cobra.Command{
-		Use:     "show TENANT/NODE",
-		Short:   "Show one enrolled node",
-		Example: `  broker node show acme/edge-1`,
-		Args:    cobra.ExactArgs(1),
+		Use:               "show TENANT/NODE",
+		Short:             "Show one enrolled node",
+		Example:           `  broker node show acme/edge-1`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeNodes(client, ""),
 	}
 	out := addOutput(c, "table", "json", "yaml")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -78,7 +88,20 @@ func nodeDetails(w io.Writer, n admin.Node) {
 	row(w, "Node:", n.Name)
 	row(w, "Key:", n.KeyHash)
 	row(w, "Enrolled:", n.EnrolledAt.UTC().Format(time.RFC3339), "with token "+n.TokenID)
-	row(w, "Certificate until:", n.CertificateNotAfter.UTC().Format(time.RFC3339))
+	row(w, "Certificate until:", n.CertificateNotAfter.UTC().Format(time.RFC3339), "("+untilEnd(n.CertificateNotAfter)+")")
+	row(w, "State:", n.State)
+	if n.RevokedAt != nil {
+		row(w, "Revoked:", n.RevokedAt.UTC().Format(time.RFC3339), n.RevokedReason)
+	}
+	if n.ReplaceUntil != nil && time.Now().Before(*n.ReplaceUntil) {
+		row(w, "Replaceable until:", n.ReplaceUntil.UTC().Format(time.RFC3339))
+	}
+	for _, b := range n.Boxes {
+		row(w, "Box:", b.ID, "from "+b.RemoteAddr+", last seen "+age(b.LastSeen)+" ago")
+	}
+	if len(n.Boxes) > 0 {
+		row(w, "Next:", "broker node resolve "+n.Tenant+"/"+n.Name+" --keep ID")
+	}
 	s := n.Session
 	if s == nil {
 		row(w, "Connected:", "no")
@@ -97,9 +120,11 @@ func newNodeRemove(client func() *admin.Client) *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Forget a node's identity and close its session",
 		Long: `Forget a node's identity and close its session: it is not let in again without a new token,
-and its name is free for another box. Its Node object at the tenant is left as it is.`,
-		Example: `  broker node remove acme/edge-1`,
-		Args:    cobra.ExactArgs(1),
+and its name is free for another box. Its Node object at the tenant is left as it is.
+For a box that was stolen, use revoke: then not even a token helps it.`,
+		Example:           `  broker node remove acme/edge-1`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeNodes(client, ""),
 		RunE: func(c *cobra.Command, args []string) error {
 			tenant, name, err := splitNode(args[0])
 			if err != nil {
