@@ -61,7 +61,7 @@ type row struct {
 const acmeOnlyAddress = "192.168.77.2"
 
 func runSuite(t *testing.T, transport string) {
-	s := newSuite(t, "transport "+transport)
+	s := newSuite(t, transport)
 	s.transport = transport
 	s.runCases(t, cases)
 }
@@ -145,7 +145,7 @@ var cases = []testCase{
 }
 
 func (s *suite) run(t *testing.T, c testCase) bool {
-	s.logf("=== %s: %s", s.name, c.name)
+	s.logf("=== %s", c.name)
 	s.rows = append(s.rows, row{name: c.name})
 	start := time.Now()
 	ok := t.Run(c.name, func(t *testing.T) { c.run(s, t) })
@@ -166,7 +166,7 @@ func (s *suite) note(format string, args ...any) {
 }
 
 func (s *suite) logf(format string, args ...any) {
-	fmt.Printf("[%6.1f] %s\n", time.Since(s.start).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Printf("[%s %6.1f] %s\n", s.name, time.Since(s.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
 func (s *suite) printTable() {
