@@ -70,6 +70,7 @@ type Agent struct {
 	lineage    *lineage
 	console    *console
 
+	changing    sync.Mutex      // orders what changes the identity
 	nudges      chan join.Nudge // holds one
 	bundles     chan bundleOf   // holds one
 	kubeletWoke chan struct{}   // holds one: look at the kubelet's certificate now

@@ -20,11 +20,22 @@ const slowPace = time.Minute
 // keepCertificate has the node's certificate renewed when that is due, until ctx ends.
 func (a *Agent) keepCertificate(ctx context.Context) error {
 	return a.joiner.KeepCertificate(ctx, a.nudges, func(id *join.Identity) {
-		a.enrolled(id)
+		id = a.changed(id)
 		if s := a.session.Load(); s != nil {
 			a.sendStatus(s, id)
 		}
 	})
+}
+
+// changed makes the identity known that is in use now: id, or what a renewal or a bundle has made of it since.
+func (a *Agent) changed(id *join.Identity) *join.Identity {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if now, err := a.joiner.LoadIdentity(); err == nil {
+		id = now
+	}
+	a.enrolled(id)
+	return id
 }
 
 // nudge has the certificate renewed before its time. One nudge at a time is enough.
@@ -70,7 +81,7 @@ func (a *Agent) takeBundles(ctx context.Context) error {
 				a.logger.Error("the CA bundle that the broker sent is not taken", "err", err)
 				continue
 			}
-			a.enrolled(id)
+			id = a.changed(id)
 			a.sendStatus(b.session, id)
 			if id.Issuer() != b.bundle.Issuer {
 				a.nudge(join.NudgeIssuer)

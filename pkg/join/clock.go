@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// markInterval is how often the time that has passed since the last bound is put on disk.
+	// markInterval is how far the disk may be behind what is known.
 	markInterval = time.Hour
 	maxMark      = 64
 	// maxYear keeps a damaged mark from being taken for a time.
@@ -97,10 +97,7 @@ func (c *Clock) Learn(bound time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.raise(bound)
-	// A minute: bounds come by the second, and disks wear.
-	if bound.After(c.mark.Add(time.Minute)) {
-		c.save()
-	}
+	c.saveIfNews()
 }
 
 // recall takes a bound that is on disk elsewhere.
@@ -120,6 +117,12 @@ func (c *Clock) raise(bound time.Time) {
 func (c *Clock) Tick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.saveIfNews()
+}
+
+// saveIfNews keeps the disk within an hour of what is known, and no closer: bounds come with each answer of the
+// broker, and disks wear.
+func (c *Clock) saveIfNews() {
 	if floor := c.floor(); !floor.IsZero() && floor.Sub(c.mark) >= markInterval {
 		c.save()
 	}

@@ -134,7 +134,7 @@ func TestFault41NoClock(t *testing.T) {
 		t.Errorf("%d enrolments, of key %s, want one of %s", got, owner, key)
 	}
 	j := New(s.cfg)
-	if got := j.Clock().Now(); got.Before(begin.Add(-time.Minute)) || got.After(time.Now().Add(time.Minute)) {
+	if got := j.Clock().Now(); got.Before(begin.Add(-10*time.Minute)) || got.After(time.Now().Add(time.Minute)) {
 		t.Errorf("the box takes it for %s", got)
 	}
 	if j.Clock().Behind() < 50*365*24*time.Hour {

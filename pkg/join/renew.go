@@ -5,9 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/enrollapi"
@@ -33,7 +31,10 @@ func (j *Joiner) Renew(ctx context.Context) (*Identity, error) {
 	}
 	if j.hasOtherToken(old) {
 		j.cfg.Logger.Warn("the broker does not renew the node's certificate: enrolling with the token of the new join bundle", "err", err)
-		return j.enrolOnce(ctx)
+		if id, err = j.enrolOnce(ctx); err != nil && refused(err) {
+			err = fmt.Errorf("%w; a key that was revoked is never let in again: `edge-agent reset` makes another", err)
+		}
+		return id, err
 	}
 	return nil, needsHand(fmt.Errorf("the broker does not renew the certificate of node %s of tenant %s (removed, or revoked?): %w; "+
 		"`broker node list` says which; a join bundle with a new token lets a removed node in again", old.Node, old.Tenant, err))
@@ -139,141 +140,4 @@ func (j *Joiner) Kept() bool {
 	j.identityMu.Lock()
 	defer j.identityMu.Unlock()
 	return j.unsaved == nil
-}
-
-// Nudge says why the certificate should be renewed before its time.
-type Nudge int
-
-const (
-	// NudgeRefused: the broker refused the certificate.
-	NudgeRefused Nudge = iota + 1
-	// NudgeIssuer: the broker's CA is another than the certificate's. All nodes learn that at once, so
-	// each waits a random part of Config.IssuerSpread.
-	NudgeIssuer
-)
-
-const (
-	// lookInterval is how often the clock is looked at while renewal is waited for: it may be set.
-	lookInterval = time.Minute
-	// soon is how long after a renewal another one counts as one too many, and has to wait longer.
-	soon = 10 * time.Minute
-)
-
-// KeepCertificate renews the node's certificate whenever that is due or a nudge asks for it, and tells
-// renewed of each new identity. It returns when ctx ends. A failed renewal is tried again as Enrol is.
-func (j *Joiner) KeepCertificate(ctx context.Context, nudges <-chan Nudge, renewed func(*Identity)) error {
-	var last time.Duration // when the last renewal was, by the clock that nobody sets
-	inARow := 0
-	for {
-		if err := j.untilDue(ctx, nudges); err != nil {
-			return err
-		}
-		if now := j.clock.passed(); inARow == 0 || now-last > soon {
-			inARow = 0
-		} else if err := j.wait(ctx, j.backoff(inARow)); err != nil {
-			return err
-		}
-		var id *Identity
-		err := j.retry(ctx, StepRenew, func(ctx context.Context) (err error) {
-			id, err = j.Renew(ctx)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		select {
-		case <-nudges: // it was about the old certificate
-		default:
-		}
-		last, inARow = j.clock.passed(), inARow+1
-		renewed(id)
-	}
-}
-
-// untilDue returns when the certificate is to be renewed.
-func (j *Joiner) untilDue(ctx context.Context, nudges <-chan Nudge) error {
-	for {
-		wait := lookInterval
-		if id, err := j.LoadIdentity(); err == nil {
-			left := id.RenewAt().Sub(j.clock.Now())
-			if left <= 0 {
-				return nil
-			}
-			wait = min(wait, left)
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		case <-timer.C:
-		case n := <-nudges:
-			timer.Stop()
-			if n == NudgeIssuer {
-				return j.wait(ctx, rand.N(j.cfg.IssuerSpread))
-			}
-			return nil
-		}
-	}
-}
-
-// errBundle marks a CA bundle that is not taken.
-var errBundle = errors.New("bad CA bundle")
-
-const (
-	maxBundle    = 64 << 10
-	maxBundleCAs = 8
-)
-
-// SaveBundle makes bundle, which a broker has sent over the tunnel, the CAs by which brokers are verified
-// from now on. All of it must be CAs of the node's trust domain.
-func (j *Joiner) SaveBundle(bundle string) (*Identity, error) {
-	j.identityMu.Lock()
-	defer j.identityMu.Unlock()
-	old, err := j.loadIdentity()
-	if err != nil {
-		return nil, err
-	}
-	if old.CABundle == bundle {
-		return old, nil
-	}
-	if _, err := parseBundle(bundle, old.TrustDomain); err != nil {
-		return nil, fmt.Errorf("the broker sent a CA bundle that is not taken: %w", err)
-	}
-	id := &Identity{
-		Endpoint: old.Endpoint, Tenant: old.Tenant, Node: old.Node, TrustDomain: old.TrustDomain, Certificate: old.Certificate,
-		CABundle: bundle, TokenID: old.TokenID, EnrolledAt: old.EnrolledAt,
-	}
-	key, err := readKey(j.keyFile())
-	if err != nil {
-		return nil, err
-	}
-	if err := id.complete(key); err != nil {
-		return nil, err
-	}
-	if err := j.keepLocked(id); err != nil {
-		return nil, err
-	}
-	j.cfg.Logger.Info("the broker's CAs have changed", "trusts", id.Trusts())
-	return id, nil
-}
-
-// parseBundle reads CA certificates, all of one trust domain.
-func parseBundle(bundle, trustDomain string) ([]*x509.Certificate, error) {
-	if len(bundle) > maxBundle {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", errBundle, len(bundle), maxBundle)
-	}
-	cas := pemCertificates([]byte(bundle))
-	if n := len(cas); n == 0 || n > maxBundleCAs {
-		return nil, fmt.Errorf("%w: %d certificates, want 1 to %d", errBundle, n, maxBundleCAs)
-	}
-	for _, ca := range cas {
-		switch {
-		case !ca.IsCA || !ca.BasicConstraintsValid || ca.KeyUsage&x509.KeyUsageCertSign == 0:
-			return nil, fmt.Errorf("%w: %q is no CA", errBundle, ca.Subject)
-		case len(ca.URIs) != 1 || ca.URIs[0].String() != "spiffe://"+trustDomain:
-			return nil, fmt.Errorf("%w: %q is not a CA of trust domain %s", errBundle, ca.Subject, trustDomain)
-		}
-	}
-	return cas, nil
 }
