@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ func (f dialerFunc) Dial(ctx context.Context, tenant, addr string) (net.Conn, er
 type fixture struct {
 	ca   *pki.CA
 	addr string
+	// onAuthorize is told of each look at a certificate's tenant; set before the first request.
+	onAuthorize func(pki.Identity)
 }
 
 func start(t *testing.T, dial dialerFunc) *fixture {
@@ -49,10 +52,12 @@ func start(t *testing.T, dial dialerFunc) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f := &fixture{ca: ca, addr: l.Addr().String(), onAuthorize: func(pki.Identity) {}}
 	srv := New(Config{
 		TLS: pki.ServerTLS(func() (*tls.Certificate, error) { return &cert, nil },
 			pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, nil), pki.ServerOptions{AllowTLS12: true}),
 		Authorize: func(id pki.Identity, _ *x509.Certificate) error {
+			f.onAuthorize(id)
 			if id.Tenant == "gone" {
 				return errors.New("no such tenant")
 			}
@@ -69,7 +74,7 @@ func start(t *testing.T, dial dialerFunc) *fixture {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return &fixture{ca, l.Addr().String()}
+	return f
 }
 
 // connect opens a connection as a tenant's API server does: TLS without ALPN, then CONNECT.
@@ -265,4 +270,44 @@ func FuzzOneLine(f *testing.F) {
 			t.Fatalf("oneLine(%q) = %q", s, got)
 		}
 	})
+}
+
+// A node of another tenant and one that nobody has: the same bytes come back, and the same is done for them. All that
+// the egress can ask anybody is the certificate's tenant, once, and the dialer, once and for that tenant.
+func TestFault31ForeignAndAbsentAreOneAnswer(t *testing.T) {
+	var mu sync.Mutex
+	var calls []string
+	note := func(call string) {
+		mu.Lock()
+		defer mu.Unlock()
+		calls = append(calls, call)
+	}
+	f := start(t, func(_ context.Context, tenant, addr string) (net.Conn, error) {
+		note("dial " + tenant + " " + addr)
+		host, _, _ := net.SplitHostPort(addr)
+		return nil, &tunnel.RefusedError{Code: wire.NotFound, Message: "no connected node has the name or address " + host}
+	})
+	f.onAuthorize = func(id pki.Identity) { note("authorize " + id.Tenant) }
+	ask := func(host string) (answer, done string) {
+		mu.Lock()
+		calls = nil
+		mu.Unlock()
+		_, _, resp := f.connect(t, "acme", host+":10250")
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		answer = fmt.Sprint(resp.Status, " ", resp.Header, " ", string(body))
+		return strings.ReplaceAll(answer, host, "HOST"), strings.ReplaceAll(strings.Join(calls, ", "), host, "HOST")
+	}
+	foreign, doneForeign := ask("edge-2")
+	absent, doneAbsent := ask("edge-9")
+	if foreign != absent || !strings.HasPrefix(foreign, "404 ") {
+		t.Errorf("another tenant's node: %s\none that nobody has: %s", foreign, absent)
+	}
+	if doneForeign != doneAbsent || doneForeign != "authorize acme, dial acme HOST:10250" {
+		t.Errorf("for another tenant's node: %s; for one that nobody has: %s", doneForeign, doneAbsent)
+	}
 }

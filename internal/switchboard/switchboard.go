@@ -142,13 +142,17 @@ func (b *Board) Dial(ctx context.Context, tenant, addr string) (net.Conn, error)
 	return stream, nil
 }
 
-// find is the session that an address belongs to: by node name, or by an IP that exactly one of the
-// tenant's connected nodes has.
+// find is the session of a tenant that an address belongs to.
 func (b *Board) find(tenant, host string) (*tunnel.Session, error) {
-	ip, err := netip.ParseAddr(host)
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	nodes := b.sessions[tenant]
+	return among(b.sessions[tenant], host)
+}
+
+// among finds a session by node name, or by an IP that exactly one of the nodes has. It is given one tenant's nodes and
+// nothing else, so neither its answer nor the way to it depends on what another tenant has.
+func among(nodes map[string]*tunnel.Session, host string) (*tunnel.Session, error) {
+	ip, err := netip.ParseAddr(host)
 	if err != nil {
 		if s := nodes[strings.ToLower(host)]; s != nil {
 			return s, nil

@@ -6,7 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +26,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // connect makes a session over loopback and has the broker's end served by onSession; it returns the agent's.
 func connect(t *testing.T, onSession func(*tunnel.Session)) *tunnel.Session {
+	t.Helper()
+	return connectAs(t, wire.Hello{Version: "test", Node: "edge-1"}, onSession)
+}
+
+func connectAs(t *testing.T, hello wire.Hello, onSession func(*tunnel.Session)) *tunnel.Session {
 	t.Helper()
 	ca, err := pki.NewCA("mooring.test", time.Now())
 	if err != nil {
@@ -59,7 +69,7 @@ func connect(t *testing.T, onSession func(*tunnel.Session)) *tunnel.Session {
 		Endpoint: l.Addr().String(), Transport: tunnel.TransportTCP,
 		TLS: pki.ClientTLS(func() (*tls.Certificate, error) { return &client, nil },
 			pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageServerAuth, time.Now, nil)),
-		Config: tunnel.Config{Hello: func() wire.Hello { return wire.Hello{Version: "test", Node: "edge-1"} }},
+		Config: tunnel.Config{Hello: func() wire.Hello { return hello }},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -101,4 +111,70 @@ func TestNodeRemovedWhileItConnects(t *testing.T) {
 	if e, ok := errors.AsType[*tunnel.ClosedError](s.Err()); !ok || e.Code != wire.Revoked {
 		t.Errorf("the agent's end: %v; want code %s", s.Err(), wire.Revoked)
 	}
+}
+
+// What tenant B has makes no difference to what tenant A is answered, nor to what is done for the answer: the search is
+// given A's sessions alone, and B's are never touched.
+func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
+	alone, shared := New(Config{}), New(Config{})
+	attach := func(boards []*Board, tenant, node string, addrs ...string) {
+		hello := wire.Hello{Version: "test", Node: node}
+		for _, a := range addrs {
+			hello.Addresses = append(hello.Addresses, netip.MustParseAddr(a))
+		}
+		attached := make(chan struct{})
+		connectAs(t, hello, func(s *tunnel.Session) {
+			var all sync.WaitGroup
+			for _, b := range boards {
+				all.Go(func() { b.Serve(s, tenant, node, func() (wire.Code, error) { return wire.OK, nil }) })
+			}
+			for _, b := range boards {
+				for !b.has(tenant, node) {
+					runtime.Gosched()
+				}
+			}
+			close(attached)
+			all.Wait()
+		})
+		<-attached
+	}
+	attach([]*Board{alone, shared}, "acme", "edge-1", "192.168.1.10")
+	attach([]*Board{shared}, "globex", "edge-1", "192.168.1.10")
+	attach([]*Board{shared}, "globex", "edge-2", "192.168.1.20")
+	attach([]*Board{shared}, "globex", "edge-3", "192.168.1.20")
+
+	for elsewhere, nowhere := range map[string]string{
+		"edge-2:10250": "edge-9:10250", "192.168.1.20:10250": "192.168.1.90:10250", "EDGE-3:1": "EDGE-9:1", "[::ffff:192.168.1.20]:1": "[::ffff:192.168.1.90]:1",
+	} {
+		refusal := func(b *Board, addr string) string {
+			_, err := b.Dial(t.Context(), "acme", addr)
+			e, ok := errors.AsType[*tunnel.RefusedError](err)
+			if !ok || e.Code != wire.NotFound {
+				t.Errorf("%s: %v; want code %s", addr, err, wire.NotFound)
+				return ""
+			}
+			host, _, _ := net.SplitHostPort(addr)
+			return strings.ReplaceAll(e.Message, host, "HOST")
+		}
+		got, want := refusal(shared, elsewhere), refusal(shared, nowhere)
+		if got != want || got != refusal(alone, elsewhere) {
+			t.Errorf("%s, which another tenant has: %q; %s, which nobody has: %q", elsewhere, got, nowhere, want)
+		}
+	}
+	// The search sees the same of a board with other tenants' nodes as of one without them.
+	shared.mu.RLock()
+	defer shared.mu.RUnlock()
+	if len(shared.sessions["acme"]) != 1 || !maps.Equal(shared.sessions["acme"], alone.sessions["acme"]) {
+		t.Errorf("the search for acme is given %v", shared.sessions["acme"])
+	}
+	for _, host := range []string{"edge-1", "192.168.1.10"} {
+		if s, err := among(shared.sessions["acme"], host); err != nil || s != alone.sessions["acme"]["edge-1"] {
+			t.Errorf("%s, which both tenants have: %v, %v; want acme's own", host, s, err)
+		}
+	}
+}
+
+func (b *Board) has(tenant, node string) bool {
+	_, ok := b.Session(tenant, node)
+	return ok
 }
