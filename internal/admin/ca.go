@@ -49,7 +49,7 @@ type CAStatus struct {
 	// Phase is settled, add (the next CA is trusted) or switch (it issues, the previous one is trusted).
 	Phase string `json:"phase"`
 	CAs   []CA   `json:"cas"`
-	// Enrolled nodes, and those of them whose last certificate is not the issuer's.
+	// Enrolled nodes that are not revoked, and those of them whose last certificate is not the issuer's.
 	Enrolled int `json:"enrolled"`
 	Behind   int `json:"behind"`
 	// Connected nodes, those of them that trust the newest CA, and those that hold a certificate of the issuer.
@@ -110,12 +110,15 @@ func (b *Broker) caStatus(ctx context.Context, ring *pki.Keyring) (CAStatus, err
 	}
 	issuers := map[string]string{}
 	for _, n := range nodes {
+		if n.RevokedAt != nil {
+			continue // it gets no certificate any more
+		}
+		s.Enrolled++
 		issuers[n.Tenant+"/"+n.Name] = n.CertificateIssuer
 		if n.CertificateIssuer != ring.Hash() {
 			s.Behind++
 		}
 	}
-	s.Enrolled = len(nodes)
 	for _, h := range holders {
 		name := h.Tenant + "/" + h.Node
 		trusts := slices.Contains(h.Trusts, newest)

@@ -163,6 +163,7 @@ func TestFault44RevocationHoldsAfterRestart(t *testing.T) {
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	s := b.connectAs(t, r, line{instance: instance(1), generation: 1})
 	awaitAccepted(t, s)
+	r.logs.await(t, `msg="node connected" tenant=acme node=edge-1`) // where revoke finds it
 	if out, err := r.client.RevokeNode(t.Context(), "acme", "edge-1", admin.RevokeRequest{}); err != nil || !out.Cut {
 		t.Fatalf("revoke = %+v, %v", out, err)
 	}
