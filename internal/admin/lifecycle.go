@@ -94,12 +94,12 @@ func (b *Broker) revokeNode(r *http.Request) (any, error) {
 	}
 	ev := b.event(r, "revoke", tenant, name)
 	ev.Reason = req.Reason
+	var out RevokeResponse
+	_, out.Cut = b.Board.Session(tenant, name) // before: the watch of the records may be faster than what follows
 	rec, err := b.Nodes.Revoke(r.Context(), tenant, name, req.Reason, time.Now())
 	if err != nil {
 		return nil, b.lifecycleFailed(ev, err)
 	}
-	var out RevokeResponse
-	_, out.Cut = b.Board.Session(tenant, name)
 	b.Board.Recheck(tenant, name) // the watch of the records does so too, on every broker; this one answers when it is done
 	ctx, cancel := context.WithTimeout(r.Context(), bootstrapTimeout)
 	defer cancel()

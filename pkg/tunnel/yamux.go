@@ -154,9 +154,8 @@ func (m *yamuxMux) accept(ctx context.Context) (muxStream, error) {
 
 func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 	if linger > 0 {
-		if h, ok := m.raw.(interface{ CloseWrite() error }); ok {
-			_ = h.CloseWrite()
-		}
+		// No half-close meanwhile: what yamux still has to write would fail, it would close the connection, and with
+		// bytes of the other side unread that takes back what was sent.
 		t := time.NewTimer(linger)
 		defer t.Stop()
 		select {
