@@ -45,7 +45,7 @@ func newWorld() *world {
 func (w *world) Get(_ context.Context, tenant, node string) (NodeRecord, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if tenant != "acme" || !w.enrolled[node] {
+	if tenant != "acme" && tenant != "there" || !w.enrolled[node] {
 		return NodeRecord{}, ErrNodeNotFound
 	}
 	return NodeRecord{Tenant: tenant, Name: node, RevokedAt: w.revoked[node]}, nil
@@ -228,6 +228,42 @@ func TestApproverWaitsForTheSession(t *testing.T) {
 		if !approved(t, client, "csr-serving") {
 			t.Error("not approved though the session is up")
 		}
+	})
+}
+
+// A renewed token is a changed tenant, for which the run is started anew: what waited is still approved, once.
+func TestApproverGoesOnWithANewToken(t *testing.T) {
+	w := newWorld()
+	w.sessions = map[string][]netip.Addr{}
+	client := fake.NewClientset(kubernetesService())
+	synctest.Test(t, func(t *testing.T) {
+		a := NewApprover(ApproverConfig{
+			Nodes: w, Attester: w, Bootstrap: w, Logger: discard,
+			NewClient: func(tenant.Tenant) (kubernetes.Interface, error) { return client, nil },
+		})
+		f := &feed{}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- NewManager(f, "approval", a.Run, discard).Run(ctx) }()
+		synctest.Wait()
+		file(t, client, servingRequest())
+		pass(time.Minute)
+		renewed := someTenant("there")
+		renewed.Kubeconfig = []byte("another token")
+		f.fn(renewed, false)
+		synctest.Wait()
+		if approved(t, client, "csr-serving") {
+			t.Fatal("approved without a session")
+		}
+		w.mu.Lock()
+		w.sessions[testNode] = testAddrs
+		w.mu.Unlock()
+		pass(defaultRecheck)
+		if !approved(t, client, "csr-serving") {
+			t.Error("what waited for the session is forgotten with the old token")
+		}
+		cancel()
+		<-done
 	})
 }
 

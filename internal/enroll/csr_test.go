@@ -349,6 +349,13 @@ func FuzzCheckCSR(f *testing.F) {
 	f.Fuzz(func(t *testing.T, request []byte) {
 		serving, client := servingRequest().object, clientRequest().object
 		serving.Spec.Request, client.Spec.Request = request, request
+		byNode := client
+		byNode.Spec.Username, byNode.Spec.Groups = nodeUserPrefix+testNode, []string{nodesGroup}
+		if node, ours := requestedNode(&byNode); ours {
+			if v, _ := checkClient(&byNode, node); v != leave || node == testNode {
+				t.Fatalf("a node's request for a client certificate in the name %q: verdict %v", node, v)
+			}
+		}
 		servingOK, _ := checkServing(&serving, testNode, testAddrs, testReserved)
 		clientOK, _ := checkClient(&client, testNode)
 		if servingOK != approve && clientOK != approve {
