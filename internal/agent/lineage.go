@@ -133,14 +133,16 @@ func parseLineage(data []byte) (lineageFile, error) {
 	if f.Generation >= 1<<62 {
 		return lineageFile{}, fmt.Errorf("not a lineage: generation %d", f.Generation)
 	}
-	// The wire's own check says whether a broker would take them.
-	check := wire.Hello{Instance: newInstance(), Ancestors: f.Instances}
 	if len(f.Instances) > 0 {
-		check.Ancestors = f.Instances[1:]
-		check.Instance = f.Instances[0]
-	}
-	if err := check.Validate(); err != nil {
-		return lineageFile{}, fmt.Errorf("not a lineage: %w", err)
+		// The wire's own check says whether a broker would take them.
+		check := wire.Hello{Instance: f.Instances[0], Ancestors: f.Instances[1:]}
+		err := check.Validate()
+		if err == nil && check.Instance == "" {
+			err = errors.New("an instance without a name")
+		}
+		if err != nil {
+			return lineageFile{}, fmt.Errorf("not a lineage: %w", err)
+		}
 	}
 	if !slices.Contains(f.Instances, f.Accepted) {
 		f.Accepted = ""

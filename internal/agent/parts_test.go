@@ -184,6 +184,7 @@ func TestLineageOnADiskThatTakesNothing(t *testing.T) {
 func FuzzLineage(f *testing.F) {
 	f.Add([]byte("17\n"))
 	f.Add([]byte(`{"generation":3,"instances":["0123456789abcdef","fedcba9876543210"],"accepted":"fedcba9876543210"}`))
+	f.Add([]byte(`{"instances":[""]}`))
 	f.Add([]byte(`{"generation":-1,"instances":["x"]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		past, err := parseLineage(data)
