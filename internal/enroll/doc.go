@@ -4,7 +4,9 @@
 //
 // The parts, each usable without the others:
 //
-//	Tokens    operator's side of tokens, and Claim, which trades one for a node in a single store commit
+//	Tokens    operator's side of tokens, and Claim, which trades one for a node in a single store commit;
+//	          the boxes that wait for an operator, and their approval
+//	Claims    which box, by its serial number, belongs where, said ahead
 //	Nodes     the node records; Authorize says whether an identity is (still) a node
 //	Server    http.Handler for the protocol of internal/enrollapi
 //	Minter    a bootstrap token for one node, as a Secret at its tenant

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -229,7 +230,8 @@ func TestPendingBounded(t *testing.T) {
 		}
 		waits(t, claimErr(tokens, t, c))
 	}
-	if _, err := tokens.Deny(t.Context(), list[0].SPKI); err != nil {
+	i := slices.IndexFunc(list, func(p PendingRecord) bool { return p.TokenID == one.ID })
+	if _, err := tokens.Deny(t.Context(), list[i].SPKI); err != nil {
 		t.Fatal(err)
 	}
 	clk.advance(fullFor)
