@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -105,4 +106,32 @@ func (t *Tenant) PodRunning(ctx context.Context, pod string) error {
 		return fmt.Errorf("pod %s: %s", pod, out)
 	}
 	return nil
+}
+
+// KubectlAs runs kubectl with these credentials and no others: --token, or --client-certificate and --client-key.
+func (t *Tenant) KubectlAs(ctx context.Context, credentials []string, stdin []byte, args ...string) (string, error) {
+	p := t.platform
+	argv := append([]string{p.env.Tool("kubectl"), "--kubeconfig", "/dev/null", "--cache-dir", filepath.Join(p.env.Dir(), "home", "kube-cache"),
+		"--server", fmt.Sprintf("https://127.0.0.1:%d", t.Port), "--certificate-authority", t.pki("ca.crt")}, credentials...)
+	cmd := p.env.command(ctx, p.Net.Argv(append(argv, args...)...)...)
+	if stdin != nil {
+		cmd.Stdin = bytes.NewReader(stdin)
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s: kubectl %s: %w: %s", t.Name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), err
+}
+
+// KubeletCredentials are those of the box's kubelet, for KubectlAs.
+func (b *Box) KubeletCredentials(ctx context.Context) ([]string, error) {
+	pem, err := b.Run(ctx, "cat", "/var/lib/kubelet/pki/kubelet-client-current.pem") // a link, of the box's own
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(b.Site.env.Dir(), "home", b.Site.Name+"-kubelet.pem")
+	return []string{"--client-certificate", path, "--client-key", path}, os.WriteFile(path, []byte(pem), 0o600)
 }
