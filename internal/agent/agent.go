@@ -275,6 +275,9 @@ func (a *Agent) tunnelDown(err error) {
 	if s := a.session.Swap(nil); s != nil && !away && time.Since(s.Stats().Since) >= lasting {
 		a.lineage.accepted()
 	}
+	if closed := new(tunnel.ClosedError); errors.As(err, &closed) && closed.Remote && closed.Code == wire.Superseded {
+		a.lineage.superseded()
+	}
 	a.metrics.up.Set(0)
 	reason, message := a.whyDown(err)
 	a.health.Set(condTunnel, health.False, reason, message)

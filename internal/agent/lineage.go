@@ -83,6 +83,14 @@ func (l *lineage) accepted() {
 	l.save()
 }
 
+// superseded says that the broker knows of a box that went on from the current instance. If that was not this
+// one, a next instance shows it.
+func (l *lineage) superseded() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current = ""
+}
+
 func (l *lineage) save() bool {
 	data, err := json.Marshal(l.past)
 	if err == nil {

@@ -132,6 +132,11 @@ func TestLineage(t *testing.T) {
 	if err := second.Validate(); err != nil {
 		t.Error(err)
 	}
+	// The broker knows of a later instance than this one, which is not of this box's line: the next one parts.
+	l.superseded()
+	if third := say(l); third.Instance == second.Instance || !slices.Equal(third.Ancestors, []string{second.Instance, first.Instance}) {
+		t.Errorf("after it was superseded: %+v", third)
+	}
 	// A box that loses power again and again before it gets through: what the broker knows it by stays.
 	for range 30 {
 		h := say(testLineage(dir))
