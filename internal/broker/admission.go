@@ -175,7 +175,9 @@ func (b *broker) cloned(id pki.Identity, lines []enroll.Line) {
 		defer cancel()
 		if err := enroll.WarnAboutNode(ctx, b.clients, id.Tenant, id.Name, "IdentityCloned", what); err != nil {
 			b.log.Info("the event about a cloned node could not be written at its tenant", "tenant", id.Tenant, "node", id.Name, "err", err)
+			return
 		}
+		b.log.Debug("event about a cloned node written at its tenant", "tenant", id.Tenant, "node", id.Name)
 	})
 }
 

@@ -214,7 +214,7 @@ func TestReplacedBoxIsCut(t *testing.T) {
 // Two boxes from one disk: both are cut, told why and kept out, until an operator chooses.
 func TestFault20ClonedDisk(t *testing.T) {
 	r := startBroker(t, t.TempDir())
-	r.addTenant(t, "acme")
+	api := r.addTenant(t, "acme")
 	b := newBox(t, r.bundle(t, "acme", 1), "edge-1")
 	disk := instance(1)
 	s := b.connectAs(t, r, line{instance: disk, generation: 1})
@@ -247,6 +247,14 @@ func TestFault20ClonedDisk(t *testing.T) {
 	}
 	if !told {
 		t.Errorf("no condition names both addresses: %+v", st.Conditions)
+	}
+	r.logs.await(t, "event about a cloned node written")
+	events := api.Paths("/api/v1/namespaces/default/events/mooring-node-")
+	if len(events) != 1 {
+		t.Fatalf("events at the tenant: %q", events)
+	}
+	if e := fmt.Sprint(api.Object(events[0])); !strings.Contains(e, "kind:Node") || !strings.Contains(e, first.LocalAddr().String()) || !strings.Contains(e, second.LocalAddr().String()) {
+		t.Errorf("the event names not both boxes of the node: %s", e)
 	}
 	if _, err := r.client.ResolveNode(t.Context(), "acme", "edge-1", admin.ResolveRequest{Keep: "nobody"}); err == nil || !strings.Contains(err.Error(), instance(3)) {
 		t.Errorf("resolve for a box that is not there: %v; want the IDs that are", err)

@@ -86,7 +86,7 @@ func WarnAboutNode(ctx context.Context, clients *Clients, tenant, node, reason, 
 	}
 	now := metav1.Now()
 	_, err = client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "mooring-node-", Namespace: metav1.NamespaceDefault},
+		ObjectMeta: metav1.ObjectMeta{Name: "mooring-node-" + randomLowerAlnum(12), Namespace: metav1.NamespaceDefault},
 		// As kubelets do, by name in place of the UID.
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)},
 		Type:           corev1.EventTypeWarning, Reason: reason, Message: truncate(message, 900),
