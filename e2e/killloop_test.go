@@ -240,7 +240,10 @@ func (k *killLoop) settled(_ *suite, t *testing.T) {
 		seen += len(b.certificates)
 	}
 	// Else the kills did not fall into what they are meant for.
-	k.note("%d certificates were seen", seen)
+	log, err := os.ReadFile(k.platform.Broker.Log)
+	must(t, err)
+	k.note("%d certificates were seen; the broker enrolled %d times and renewed %d times", seen,
+		strings.Count(string(log), `msg="node enrolled`), strings.Count(string(log), `msg="node's certificate renewed`))
 	if seen < 2*killBoxes {
 		t.Errorf("%d certificates of %d boxes were seen: there were hardly any renewals", seen, killBoxes)
 	}
