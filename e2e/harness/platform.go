@@ -50,7 +50,9 @@ func (e *Env) StartPlatform(ctx context.Context) (*Platform, error) {
 	}
 	p := &Platform{env: e, Net: ns}
 	for _, command := range []string{
-		"link add " + wanBridge + " type bridge",
+		// A bridge without an address of its own takes its lowest port's, and so changes it when a site is
+		// added: the other sites' packets would go astray until they ask again where the broker is.
+		"link add " + wanBridge + " address 02:00:00:00:00:01 type bridge",
 		"addr add " + BrokerAddress + "/24 dev " + wanBridge,
 		"link set " + wanBridge + " up",
 	} {
