@@ -124,25 +124,26 @@ func TestClaimPlaces(t *testing.T) {
 	fileClaim(t, s, ClaimSpec{Serial: "beta", Tenant: "beta"})
 	fileClaim(t, s, ClaimSpec{Serial: "both", Tenant: "acme"})
 	told := func(c Claim) Claim { c.Tenant = "acme"; return c }
-	for name, tc := range map[string]struct {
+	for _, tc := range []struct {
+		name string
 		c    Claim
 		node string // tenant/node, or
 		wait string
 	}{
-		"no tenant, claimed":           {c: box(shared, "auto", "1"), node: "acme/localhost-1"},
-		"no tenant, no claim":          {c: box(shared, "other", "2"), wait: `serial "other" no claim`},
-		"no tenant, no serial":         {c: box(shared, "", "3"), wait: "no serial number to find a claim by"},
-		"no tenant, serial of nobody":  {c: box(shared, "Default String", "4"), wait: "no serial number"},
-		"the claim asks for approval":  {c: box(shared, "manual", "5"), wait: "the claim asks"},
-		"the token asks for approval":  {c: box(manual, "both", "6"), wait: "the token asks"},
-		"the claim is of another key":  {c: box(shared, "bound", "7"), wait: "names another key"},
-		"the claim is of this key":     {c: box(shared, "bound", "right"), node: "acme/localhost-right"},
-		"token and claim of a tenant":  {c: told(box(acme, "OWN", "9")), node: "acme/named"},
-		"claim of another tenant":      {c: told(box(acme, "beta", "10")), node: "acme/acme-beta"},
-		"token of a tenant, no claim":  {c: told(box(acme, "S.N/7", "11")), node: "acme/acme-s-n-7"},
-		"no tenant, claimed, beta now": {c: box(shared, "beta", "12"), node: "beta/localhost-12"},
-	} {
-		t.Run(name, func(t *testing.T) {
+		{"no tenant, claimed", box(shared, "auto", "1"), "acme/localhost-1", ""},
+		{"no tenant, no claim", box(shared, "other", "2"), "", `serial "other" no claim`},
+		{"no tenant, no serial", box(shared, "", "3"), "", "no serial number to find a claim by"},
+		{"no tenant, serial of nobody", box(shared, "Default String", "4"), "", "no serial number"},
+		{"the claim asks for approval", box(shared, "manual", "5"), "", "the claim asks"},
+		{"the token asks for approval", box(manual, "both", "6"), "", "the token asks"},
+		{"the claim is of another key", box(shared, "bound", "7"), "", "names another key"},
+		{"the claim is of this key", box(shared, "bound", "right"), "acme/localhost-right", ""},
+		{"token and claim of a tenant", told(box(acme, "OWN", "9")), "acme/named", ""},
+		{"claim of another tenant", told(box(acme, "beta", "10")), "acme/acme-beta", ""},
+		{"token of a tenant, no claim", told(box(acme, "S.N/7", "11")), "acme/acme-s-n-7", ""},
+		{"no tenant, claimed, beta now", box(shared, "beta", "12"), "beta/localhost-12", ""},
+	} { // in order: the key that a claim is for comes after another that tries
+		t.Run(tc.name, func(t *testing.T) {
 			node, _, err := tokens.Claim(t.Context(), tc.c)
 			if tc.wait != "" {
 				if p := waits(t, err); !strings.Contains(p.Reason, tc.wait) {
