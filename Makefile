@@ -16,7 +16,7 @@ export CGO_ENABLED ?= 0
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build test unit race e2e lint demo fuzz tools deps clean
+.PHONY: help build test unit race e2e lint demo fuzz faults tools deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -65,6 +65,10 @@ fuzz: ## Run each fuzz target that matches FUZZ for FUZZTIME
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
 	done
+
+faults: ## List the tests of each fault and attack that the product must stand, by number
+	@git grep -hoE '(func |")(Test|Fuzz)?Fault[0-9]{2}[A-Za-z0-9]*' -- '*_test.go' | sed -E 's/^(func |")//' | \
+		sed -E 's/^((Test|Fuzz)?Fault([0-9]{2}).*)/\3  \1/' | sort -u
 
 tools: ## Build the real Kubernetes and etcd for the end-to-end tests, once
 	@cd e2e && go run ./cmd/tools >/dev/null
