@@ -24,6 +24,7 @@ func (a *Agent) keepCertificate(ctx context.Context) error {
 		if s := a.session.Load(); s != nil {
 			a.sendStatus(s, id)
 		}
+		a.client.Wake() // the broker is there, and what it refused may have been the old certificate
 	})
 }
 
@@ -33,6 +34,9 @@ func (a *Agent) changed(id *join.Identity) *join.Identity {
 	defer a.changing.Unlock()
 	if now, err := a.joiner.LoadIdentity(); err == nil {
 		id = now
+	}
+	if was := a.identity.Load(); was != nil && was.SPIFFE() != id.SPIFFE() {
+		a.wakeKubelet() // it is another node's
 	}
 	a.enrolled(id)
 	return id

@@ -198,6 +198,14 @@ func (a *Agent) pauseKubelet(ctx context.Context) {
 	}
 }
 
+// wakeKubelet has the kubelet's certificate looked at now.
+func (a *Agent) wakeKubelet() {
+	select {
+	case a.kubeletWoke <- struct{}{}:
+	default:
+	}
+}
+
 // permitKubelet says why the kubelet is not to be started for now, or nil. A kubelet whose certificate has
 // lapsed would end, and be started, again and again. One that has never run is spared a clock by which its
 // certificates are of the future; one that has is started whatever the clock: its pods are wanted.
@@ -207,10 +215,7 @@ func (a *Agent) permitKubelet() error {
 		return errors.New("the node is not enrolled")
 	}
 	if _, err := a.joiner.Ready(id); err != nil {
-		select {
-		case a.kubeletWoke <- struct{}{}: // the sooner it gets a new one
-		default:
-		}
+		a.wakeKubelet() // the sooner it gets a new one
 		return err
 	}
 	paths := a.joiner.Paths()

@@ -38,9 +38,9 @@ func (a *Agent) storageSays(err error) {
 // it only asks the file system, which wears no flash.
 func (a *Agent) watchStorage(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if a.health.Get(condStorage).Status != health.True || !a.hasRoom() {
+		if a.health.Get(condStorage).Status != health.True || !a.hasRoom() || !a.joiner.Kept() {
 			if err := join.ProbeStateDir(a.cfg.StateDir, a.writeFile); err == nil {
-				a.joiner.Flush()
+				a.flush()
 			} else {
 				a.storageSays(err)
 			}
@@ -48,6 +48,17 @@ func (a *Agent) watchStorage(ctx context.Context) error {
 		pause(ctx, a.storageEvery)
 	}
 	return nil
+}
+
+// flush puts on disk what was in memory only, and tells the broker, which may wait for that.
+func (a *Agent) flush() {
+	if !a.joiner.Flush() {
+		return
+	}
+	a.logger.Info("the disk takes files again: the node's identity is kept")
+	if s, id := a.session.Load(), a.identity.Load(); s != nil && id != nil {
+		a.sendStatus(s, id)
+	}
 }
 
 // hasRoom tells whether the file system says that it can be written to. One that does not say is asked by

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/pkg/join/kubelet"
 )
 
 // grant is an answer to a join request, with the record made of it.
@@ -51,11 +52,15 @@ func (j *Joiner) pairServes(node string, rec *Record) error {
 }
 
 // Bootstrap returns the record once the kubelet has a client certificate, asking for both where they are
-// missing. It goes on until then, or ctx ends, or (with StopOnRefusal) the broker refuses.
+// missing; should the node be enrolled as another meanwhile, for what it is then. It goes on until then, or ctx ends, or (with StopOnRefusal) the broker refuses.
 func (j *Joiner) Bootstrap(ctx context.Context, id *Identity) (*Record, error) {
 	var rec *Record
 	err := j.retry(ctx, StepBootstrap, func(ctx context.Context) error {
 		var err error
+		// It may have been enrolled as another since the last attempt.
+		if now, err := j.LoadIdentity(); err == nil {
+			id = now
+		}
 		if rec, err = j.Ready(id); err == nil {
 			// A process killed at the very end leaves the key behind, and with it a certificate
 			// request that a later bootstrap must not take up again.
@@ -107,7 +112,7 @@ func (j *Joiner) bootstrapOnce(ctx context.Context, id *Identity) (*Record, erro
 // join asks the broker what the control plane wants, unless an answer whose token still lives is at hand.
 func (j *Joiner) join(ctx context.Context, id *Identity) (*grant, error) {
 	const margin = 30 * time.Second
-	if g := j.grant; g != nil && j.clock.Now().Add(margin).Before(g.expires) {
+	if g := j.grant; g != nil && g.record.Tenant == id.Tenant && g.record.Node == id.Node && j.clock.Now().Add(margin).Before(g.expires) {
 		return g, nil
 	}
 	j.grant = nil
@@ -173,6 +178,11 @@ func (j *Joiner) keepPair(rec *Record, certPEM []byte, key *ecdsa.PrivateKey) er
 	}
 	if j.clock.Now().After(chain[0].NotAfter) {
 		return errors.Join(errors.New("the certificate request is an old one, whose certificate has expired; making another"), j.dropPendingKey())
+	}
+	// Before the pair that is there is given up for it, and before the kubelet would end over it at each start.
+	if err := (&kubelet.Pair{Leaf: chain[0], Chain: chain[1:]}).Usable(rec.Node, j.clock.Now()); err != nil {
+		return needsHand(errors.Join(fmt.Errorf("what the control plane issued is of no use: %w; look at its signer kubernetes.io/kube-apiserver-client-kubelet", err),
+			j.dropPendingKey()))
 	}
 	rec.ClientIssuer = hex.EncodeToString(chain[0].AuthorityKeyId)
 	// Before the pair: a pair whose issuer is not on record would be taken for a stranger's.

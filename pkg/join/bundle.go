@@ -19,7 +19,7 @@ const (
 func (j *Joiner) SaveBundle(bundle string) (*Identity, error) {
 	j.identityMu.Lock()
 	defer j.identityMu.Unlock()
-	old, err := j.loadIdentity()
+	old, err := j.inUseLocked()
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func (j *Joiner) SaveBundle(bundle string) (*Identity, error) {
 		Endpoint: old.Endpoint, Tenant: old.Tenant, Node: old.Node, TrustDomain: old.TrustDomain, Certificate: old.Certificate,
 		CABundle: bundle, TokenID: old.TokenID, EnrolledAt: old.EnrolledAt,
 	}
-	key, err := readKey(j.keyFile())
+	key, err := old.key()
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,9 @@ import (
 const (
 	// markInterval is how far the disk may be behind what is known.
 	markInterval = time.Hour
-	maxMark      = 64
+	// markRetry is the time between attempts at a disk that does not take it.
+	markRetry = 10 * time.Minute
+	maxMark   = 64
 	// maxYear keeps a damaged mark from being taken for a time.
 	maxYear = 2500
 )
@@ -46,8 +48,11 @@ type Clock struct {
 	bound time.Time
 	at    time.Duration
 	mark  time.Time // what is on disk
-	read  bool      // the mark has been read
-	back  bool      // the bound was taken back, and that was said
+	// failed is when the disk last did not take it.
+	failed  time.Duration
+	failing bool
+	read    bool // the mark has been read
+	back    bool // the bound was taken back, and that was said
 }
 
 type writeFile func(path string, data []byte, perm fs.FileMode) error
@@ -123,6 +128,9 @@ func (c *Clock) Tick() {
 // saveIfNews keeps the disk within an hour of what is known, and no closer: bounds come with each answer of the
 // broker, and disks wear.
 func (c *Clock) saveIfNews() {
+	if c.failing && c.passed()-c.failed < markRetry {
+		return // a full disk wears too
+	}
 	if floor := c.floor(); !floor.IsZero() && floor.Sub(c.mark) >= markInterval {
 		c.save()
 	}
@@ -132,9 +140,10 @@ func (c *Clock) save() {
 	floor := c.floor().UTC().Truncate(time.Second)
 	if err := c.write(c.file, []byte(floor.Format(time.RFC3339)+"\n"), 0o600); err != nil {
 		c.logger.Debug("the time that is known can't be kept on disk", "err", err)
+		c.failed, c.failing = c.passed(), true
 		return
 	}
-	c.mark = floor
+	c.mark, c.failing = floor, false
 }
 
 // readMark takes the mark on disk. One that is damaged is as good as absent: it is only a bound.

@@ -166,7 +166,38 @@ func (j *Joiner) loadIdentity() (*Identity, error) {
 		return nil, fmt.Errorf("%w any more: %s: %w", ErrNotEnrolled, j.identityFile(), err)
 	}
 	j.clock.recall(id.leaf.NotBefore)
+	j.last, j.blind = id, false
 	return id, nil
+}
+
+// inUse is LoadIdentity for a process that has an identity already: where the disk does not give it any more,
+// the process goes on with what it knows. Whoever comes after it finds what is on disk.
+func (j *Joiner) inUse() (*Identity, error) {
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	return j.inUseLocked()
+}
+
+func (j *Joiner) inUseLocked() (*Identity, error) {
+	id, err := j.loadIdentity()
+	if err == nil || j.last == nil {
+		return id, err
+	}
+	if !j.blind {
+		j.blind = true
+		j.cfg.Logger.Error("the node's identity can't be read from disk any more: going on with what is in memory, which ends with this process", "err", err,
+			"hint", "look at the disk; `edge-agent doctor` says what the next start will find")
+	}
+	return j.last, nil
+}
+
+// key is the node's key, which complete has checked to be the certificate's.
+func (i *Identity) key() (*ecdsa.PrivateKey, error) {
+	key, ok := i.cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%w: it is a %T", ErrKeyDamaged, i.cert.PrivateKey)
+	}
+	return key, nil
 }
 
 func (j *Joiner) saveIdentity(id *Identity) error {
@@ -180,10 +211,10 @@ func (j *Joiner) saveIdentity(id *Identity) error {
 }
 
 // TLS is the configuration for connections to the broker with the node's identity, which is read from
-// disk at each handshake, so that a renewed one is used at once. NextProtos is the caller's to set.
+// disk at each handshake, so that a renewed one is used at once, and from memory where that fails. NextProtos is the caller's to set.
 func (j *Joiner) TLS() *tls.Config {
 	certificate := func() (*tls.Certificate, error) {
-		id, err := j.LoadIdentity()
+		id, err := j.inUse()
 		if err != nil {
 			return nil, err
 		}
@@ -191,7 +222,7 @@ func (j *Joiner) TLS() *tls.Config {
 	}
 	return pki.ClientTLS(certificate, j.clock.verify(func(now func() time.Time) pki.Verify {
 		return func(cs tls.ConnectionState) error {
-			id, err := j.LoadIdentity()
+			id, err := j.inUse()
 			if err != nil {
 				return err
 			}

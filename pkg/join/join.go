@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/durable"
@@ -116,6 +117,9 @@ type Kubelet struct {
 	Overlay   map[string]any
 }
 
+// probeInterval is for how long a state directory that took a file is believed to take another.
+const probeInterval = 10 * time.Minute
+
 // milestone is a point at which a killed process has left the most on disk that it will.
 type milestone string
 
@@ -140,9 +144,17 @@ type Joiner struct {
 	paths kubelet.Paths
 	clock *Clock
 
-	identityMu sync.Mutex // guards the identity's file and unsaved
+	identityMu sync.Mutex // guards the identity's file and the following fields
 	// unsaved is an identity newer than the one on disk, which did not take it.
 	unsaved *Identity
+	// last is the newest identity that this process has seen.
+	last *Identity
+	// blind tells that the disk does not give it any more, and that this was said.
+	blind bool
+
+	// probed is when the state directory was last seen to take a file, in ns of the clock that nobody sets; 0:
+	// it was not.
+	probed atomic.Int64
 
 	// grant is the last answer to a join request, kept for as long as its bootstrap token lives.
 	grant *grant
@@ -208,7 +220,18 @@ func PrepareStateDir(dir string) error {
 	return ProbeStateDir(dir, durable.WriteFile)
 }
 
-func (j *Joiner) prepareStateDir() error { return ProbeStateDir(j.cfg.StateDir, j.cfg.WriteFile) }
+// prepareStateDir is not done at each attempt: a box may wait for months, asking twice a minute, and disks wear.
+func (j *Joiner) prepareStateDir() error {
+	if at := j.probed.Load(); at != 0 && j.clock.passed()-time.Duration(at) < probeInterval {
+		return nil
+	}
+	j.probed.Store(0)
+	if err := ProbeStateDir(j.cfg.StateDir, j.cfg.WriteFile); err != nil {
+		return err
+	}
+	j.probed.Store(int64(j.clock.passed()))
+	return nil
+}
 
 // ProbeStateDir is PrepareStateDir with another way to write.
 func ProbeStateDir(dir string, write func(path string, data []byte, perm fs.FileMode) error) error {

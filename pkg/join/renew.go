@@ -16,7 +16,7 @@ import (
 // the key. If the broker refuses and there is a join bundle with another token than the one that was
 // enrolled with, it enrols with that. Safe for use beside Bootstrap.
 func (j *Joiner) Renew(ctx context.Context) (*Identity, error) {
-	old, err := j.LoadIdentity()
+	old, err := j.inUse()
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func (j *Joiner) hasOtherToken(id *Identity) bool {
 }
 
 func (j *Joiner) renewOnce(ctx context.Context, old *Identity) (*Identity, error) {
-	key, err := readKey(j.keyFile())
+	key, err := old.key()
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,13 @@ func (j *Joiner) renewOnce(ctx context.Context, old *Identity) (*Identity, error
 		return nil, fmt.Errorf("broker %s renewed the certificate of %s as %s", endpoint, old.SPIFFE(), id.SPIFFE())
 	}
 	id.Endpoint, id.TokenID, id.EnrolledAt = old.Endpoint, old.TokenID, old.EnrolledAt
-	return id, j.keep(id)
+	j.identityMu.Lock()
+	defer j.identityMu.Unlock()
+	// CAs that have come over the tunnel since the request went out are newer than the answer's.
+	if now, err := j.inUseLocked(); err == nil && now.CABundle != old.CABundle && now.SPIFFE() == id.SPIFFE() {
+		id.CABundle, id.cas = now.CABundle, now.cas
+	}
+	return id, j.keepLocked(id)
 }
 
 // identityOf makes an identity of an answer, if it will serve: else the next start would find a bad one
@@ -116,6 +122,7 @@ func (j *Joiner) keep(id *Identity) error {
 }
 
 func (j *Joiner) keepLocked(id *Identity) error {
+	j.last = id
 	err := j.saveIdentity(id)
 	if err != nil {
 		j.unsaved = id
@@ -126,13 +133,15 @@ func (j *Joiner) keepLocked(id *Identity) error {
 	return j.reached(identityWritten)
 }
 
-// Flush puts on disk what could not be kept so far.
-func (j *Joiner) Flush() {
+// Flush puts on disk what could not be kept so far; it tells whether there was something, and now is.
+func (j *Joiner) Flush() bool {
 	j.identityMu.Lock()
 	defer j.identityMu.Unlock()
-	if j.unsaved != nil && j.saveIdentity(j.unsaved) == nil {
-		j.unsaved = nil
+	if j.unsaved == nil || j.saveIdentity(j.unsaved) != nil {
+		return false
 	}
+	j.unsaved = nil
+	return true
 }
 
 // Kept tells whether the identity in use is on disk.

@@ -11,6 +11,9 @@ import (
 // pods left (volumes, images, logs) stays. It returns the paths that it removed; an error names what it
 // could not.
 func (j *Joiner) Reset() ([]string, error) {
+	j.identityMu.Lock()
+	j.unsaved, j.last = nil, nil
+	j.identityMu.Unlock()
 	p := j.paths
 	patterns := []string{
 		j.identityFile(), j.keyFile() + "*", j.recordFile(), j.pendingFile(), j.clock.file,

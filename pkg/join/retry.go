@@ -81,9 +81,13 @@ func spread(d time.Duration) time.Duration {
 
 // backoff is full jitter: anything from nothing to the exponentially growing limit.
 func (j *Joiner) backoff(attempt int) time.Duration {
+	return j.backoffWithin(attempt, j.cfg.BackoffMax)
+}
+
+func (j *Joiner) backoffWithin(attempt int, most time.Duration) time.Duration {
 	limit := j.cfg.BackoffMin << min(attempt, 30)
-	if limit <= 0 || limit > j.cfg.BackoffMax {
-		limit = j.cfg.BackoffMax
+	if limit <= 0 || limit > most {
+		limit = most
 	}
 	return time.Duration(rand.Int64N(int64(limit) + 1))
 }

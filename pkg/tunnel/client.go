@@ -54,6 +54,8 @@ type Client struct {
 	mu      sync.Mutex // guards the following
 	current *Session   // nil: none is up
 	changed chan struct{}
+
+	wake chan struct{} // holds one
 }
 
 // NewClient makes a Client. It starts nothing.
@@ -83,7 +85,7 @@ func NewClient(c ClientConfig) *Client {
 	if c.jitter == nil {
 		c.jitter = func(d time.Duration) time.Duration { return rand.N(d + 1) }
 	}
-	return &Client{cfg: c, changed: make(chan struct{})}
+	return &Client{cfg: c, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
 // Session returns the session that is up, or waits for one. One that is
@@ -101,6 +103,24 @@ func (c *Client) Session(ctx context.Context) (*Session, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for the tunnel to be up: %w", context.Cause(ctx))
 		}
+	}
+}
+
+// Wake ends the wait for the next attempt, if there is one; an attempt that is under way is followed by
+// another at once, should it fail. It is for when the cause of a failure is known to be gone. It
+// does nothing to a session that is up.
+func (c *Client) Wake() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// unwake forgets a Wake that was about something before.
+func (c *Client) unwake() {
+	select {
+	case <-c.wake:
+	default:
 	}
 }
 
@@ -139,6 +159,7 @@ type clientLoop struct {
 
 // once dials one session, stays with it to its end, and returns how long to wait.
 func (c *clientLoop) once(ctx context.Context) time.Duration {
+	c.unwake()
 	s, err := c.connect(ctx)
 	if ctx.Err() != nil {
 		if s != nil {
@@ -157,6 +178,7 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 	c.setCurrent(s)
 	c.cfg.OnUp(s)
 	c.tickUntil(ctx, s.Done())
+	c.unwake() // else all nodes that have renewed since would come back at once when a broker restarts
 	c.setCurrent(nil)
 	if ctx.Err() != nil {
 		c.hangUp(s)
@@ -199,11 +221,11 @@ func (c *clientLoop) backoff() time.Duration {
 	return c.cfg.jitter(span)
 }
 
-// pause waits for d, ticking.
+// pause waits for d or a Wake, ticking.
 func (c *clientLoop) pause(ctx context.Context, d time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	c.tickUntil(ctx, nil)
+	c.tickUntil(ctx, c.wake)
 }
 
 // tickUntil ticks until ctx or done ends.

@@ -238,3 +238,35 @@ func TestJitterIsFull(t *testing.T) {
 		t.Errorf("waits from %s to %s for a span of 1s", low, high)
 	}
 }
+
+// TestClientWake: a wait whose cause is gone is ended; a session that is up, and the wait after it, are not.
+func TestClientWake(t *testing.T) {
+	fb := &fakeBroker{fail: 1}
+	runClient(t, fb, ClientConfig{jitter: func(time.Duration) time.Duration { return time.Hour }}, func(t *testing.T, c *Client) {
+		synctest.Wait()
+		began := time.Now()
+		c.Wake()
+		first, err := c.Session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("came back %s after it was woken", d)
+		}
+		synctest.Wait()
+		c.Wake()
+		synctest.Wait()
+		if first.Err() != nil {
+			t.Errorf("the session that was up: %v", first.Err())
+		}
+		began = time.Now()
+		_ = fb.last().Close(wire.Internal, "")
+		<-first.Done()
+		if _, err := c.Session(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d < time.Hour {
+			t.Errorf("after a session that was woken in vain it came back in %s", d)
+		}
+	})
+}
