@@ -104,7 +104,7 @@ func (k *killLoop) loop(_ *suite, t *testing.T) {
 			t.Fatalf("only %d of %d kills in time", n, kills)
 		}
 		if n%2 == 1 {
-			k.sleep(1600 * time.Millisecond)
+			k.sleep(1400 * time.Millisecond)
 			k.platform.Broker.Kill()
 			k.sleep(50 * time.Millisecond)
 			must(t, k.platform.LaunchBroker())

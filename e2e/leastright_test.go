@@ -20,6 +20,7 @@ import (
 // neither it nor a stolen token nor a hostile node can be talked into another node's identity. One tenant's worth of
 // attacks, one transport; the cases build on each other.
 func TestTenantAccess(t *testing.T) {
+	t.Parallel() // with those that mostly wait
 	s := newSuite(t, "tenant access")
 	s.transport = "quic"
 	s.runCases(t, []testCase{
