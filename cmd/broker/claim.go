@@ -142,6 +142,13 @@ func newClaimDelete(client func() *admin.Client) *cobra.Command {
 		Short:   "Take a claim back; a node that consumed it stays",
 		Example: `  broker claim delete 5CG0123XYZ`,
 		Args:    cobra.ExactArgs(1),
+		ValidArgsFunction: completeFirst(func(c *cobra.Command) (serials []string, err error) {
+			all, err := client().Claims(c.Context(), "")
+			for _, cl := range all {
+				serials = append(serials, cl.Serial)
+			}
+			return serials, err
+		}),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := client().DeleteClaim(c.Context(), args[0]); err != nil {
 				return err

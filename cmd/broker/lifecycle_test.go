@@ -99,7 +99,7 @@ func TestNodeTableShowsStates(t *testing.T) {
 	for _, n := range nodes {
 		nodeDetails(&out, n)
 	}
-	for _, want := range []string{"active\tno", "for 5d", "revoked\tno", "ended 3d ago", "stolen", "quarantined", "b1\tfrom 192.0.2.1:1", "b2\tfrom 192.0.2.2:2", "broker node resolve acme/edge-3 --keep ID"} {
+	for _, want := range []string{"active\tno", "for 5d", "revoked\tno", "ended 3d ago", "stolen", "quarantined", "none yet", "b1\tfrom 192.0.2.1:1", "b2\tfrom 192.0.2.2:2", "broker node resolve acme/edge-3 --keep ID"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in:\n%s", want, out.String())
 		}

@@ -52,8 +52,12 @@ func nodeTable(w io.Writer, all []admin.Node) {
 	}
 }
 
-// untilEnd says how long a certificate is still valid, or for how long it is not any more.
+// untilEnd says how long a certificate is still valid, or for how long it is not any more. A box that was approved has
+// none until it asks again.
 func untilEnd(t time.Time) string {
+	if t.IsZero() {
+		return "none yet"
+	}
 	if left := time.Until(t); left > 0 {
 		return "for " + span(left)
 	}
@@ -88,7 +92,11 @@ func nodeDetails(w io.Writer, n admin.Node) {
 	row(w, "Node:", n.Name)
 	row(w, "Key:", n.KeyHash)
 	row(w, "Enrolled:", n.EnrolledAt.UTC().Format(time.RFC3339), "with token "+n.TokenID)
-	row(w, "Certificate until:", n.CertificateNotAfter.UTC().Format(time.RFC3339), "("+untilEnd(n.CertificateNotAfter)+")")
+	if n.CertificateNotAfter.IsZero() {
+		row(w, "Certificate until:", "none yet: the box gets it when it asks next")
+	} else {
+		row(w, "Certificate until:", n.CertificateNotAfter.UTC().Format(time.RFC3339), "("+untilEnd(n.CertificateNotAfter)+")")
+	}
 	row(w, "State:", n.State)
 	if n.RevokedAt != nil {
 		row(w, "Revoked:", n.RevokedAt.UTC().Format(time.RFC3339), n.RevokedReason)

@@ -133,6 +133,13 @@ func newTokenRevoke(client func() *admin.Client) *cobra.Command {
 		Short:   "Make an enrolment token useless; nodes that used it stay",
 		Example: `  broker token revoke k3v8q2m9xw`,
 		Args:    cobra.ExactArgs(1),
+		ValidArgsFunction: completeFirst(func(c *cobra.Command) (ids []string, err error) {
+			all, err := client().Tokens(c.Context(), "")
+			for _, t := range all {
+				ids = append(ids, cobra.CompletionWithDesc(t.ID, strings.TrimSpace(t.Tenant+" "+t.State+" "+t.Description)))
+			}
+			return ids, err
+		}),
 		RunE: func(c *cobra.Command, args []string) error {
 			id, _, _ := strings.Cut(args[0], ".") // a whole token may be pasted
 			if err := enrollapi.ValidTokenID(id); err != nil {

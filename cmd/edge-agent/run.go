@@ -116,7 +116,7 @@ func newReset() *cobra.Command {
 		Long: `Stop the kubelet and remove the node's identity and key and the kubelet's credentials and files. What pods
 left behind (volumes, images, logs) and the configuration stay. The agent must not be running.
 
-The key is gone for good: to use the node's name again, remove the node at the broker first.`,
+The key is gone for good: to use the node's name again, use broker node replace (or remove) first.`,
 		Example: `  edge-agent reset
   edge-agent reset --yes`,
 		Args: cobra.NoArgs,

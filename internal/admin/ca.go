@@ -219,7 +219,7 @@ func (s CAStatus) ready(step string) error {
 		for _, e := range s.EgressBehind {
 			names = append(names, e.Tenant)
 		}
-		return fmt.Errorf("%w: the API servers of %d tenants hold a certificate of the CA to be retired (%s) and would lose their nodes: "+
+		return fmt.Errorf("%w: the API servers of %d tenant(s) hold a certificate of the CA to be retired (%s) and would lose their nodes: "+
 			"`broker egress issue` for each and restart them, or use --force", errNotReady, len(names), Sample(names))
 	}
 	return nil

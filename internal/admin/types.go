@@ -118,7 +118,7 @@ type Node struct {
 	KeyHash             string    `json:"keyHash"`
 	TokenID             string    `json:"tokenID"`
 	EnrolledAt          time.Time `json:"enrolledAt"`
-	CertificateNotAfter time.Time `json:"certificateNotAfter"`
+	CertificateNotAfter time.Time `json:"certificateNotAfter,omitzero"` // zero: approved, and has not asked since
 	// State is active, revoked or quarantined.
 	State         string     `json:"state"`
 	RevokedAt     *time.Time `json:"revokedAt,omitempty"`

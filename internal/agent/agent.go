@@ -46,6 +46,9 @@ const (
 	condCertificate = "Certificate"
 	condClock       = "Clock"
 	condStorage     = "Storage"
+
+	// reasonPending is the reason of condEnrolled while an operator has to approve the box.
+	reasonPending = "Pending"
 )
 
 const (
@@ -300,14 +303,14 @@ func (a *Agent) progress(p join.Progress) {
 	cond := map[join.Step]string{join.StepEnrol: condEnrolled, join.StepRenew: condCertificate, join.StepBootstrap: condBootstrap}[p.Step]
 	if p.Err == nil {
 		// A certificate that is being renewed is good until it is not.
-		if r := a.health.Get(cond).Reason; r != "Failing" && r != "Pending" && p.Step != join.StepRenew {
+		if r := a.health.Get(cond).Reason; r != "Failing" && r != reasonPending && p.Step != join.StepRenew {
 			a.health.Set(cond, health.False, "InProgress", p.Doing)
 		}
 		return // why the last attempt failed says more than that there is another
 	}
 	message := p.Err.Error()
 	if _, pending := join.Pending(p.Err); pending {
-		a.pending(cond, message)
+		a.pending(cond)
 		return
 	}
 	if id := a.identity.Load(); p.Step == join.StepRenew && id != nil {
@@ -326,13 +329,13 @@ func (a *Agent) progress(p join.Progress) {
 }
 
 // pending says that the box waits for an operator, and by what the operator knows it.
-func (a *Agent) pending(cond, brokerSays string) {
+func (a *Agent) pending(cond string) {
 	key, _ := a.joiner.Fingerprint()
-	message := "waiting for an operator to approve this box: `broker node approve` with key " + key
+	message := "waiting for an operator to approve this box (`broker node pending`, `broker node approve`): key " + key
 	if a.serial != "" {
 		message += ", serial number " + a.serial
 	}
-	a.health.Set(cond, health.False, "Pending", message+" (the broker says: "+brokerSays+")")
+	a.health.Set(cond, health.False, reasonPending, message)
 	a.console.say(message)
 }
 

@@ -44,7 +44,7 @@ func (a *Agent) lookAtClock() {
 		a.health.Set(condClock, health.False, "Behind", err.Error())
 		return
 	}
-	a.health.Set(condClock, health.True, "NotBehind", "")
+	a.health.Set(condClock, health.True, "NotBehind", "not behind what the broker vouched for")
 }
 
 // clockBehind says that this machine's clock is known to be wrong, or nil.

@@ -110,7 +110,11 @@ func (d *doctor) identity() {
 		d.fail(name, oneLine(err.Error()), "run this as root")
 		return
 	case errors.Is(err, join.ErrNotEnrolled):
-		d.fail(name, oneLine(err.Error()), "it enrols itself once it has a join bundle and reaches the broker (see the other checks)")
+		next := "it enrols itself once it has a join bundle and reaches the broker (see the other checks)"
+		if d.reason(condEnrolled) == reasonPending {
+			next = "it enrols itself once an operator has approved it (see approval)"
+		}
+		d.fail(name, oneLine(err.Error()), next)
 		return
 	case err != nil:
 		d.fail(name, oneLine(err.Error()), "see the message")
@@ -146,8 +150,8 @@ func (d *doctor) conditions() {
 		case condClock:
 			d.fail("system clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep), or node.setClock: true")
 		case condEnrolled:
-			if c.Reason == "Pending" {
-				d.warn("approval", oneLine(c.Message), "have an operator compare the key, and approve it")
+			if c.Reason == reasonPending {
+				d.warn("approval", oneLine(c.Message), "have an operator compare the key with `broker node pending`, and approve it")
 			}
 		}
 	}
@@ -182,8 +186,27 @@ func (d *doctor) tunnel() {
 		t := d.status.Tunnel
 		d.ok(name, fmt.Sprintf("up by %s to %s, rtt %s", t.Transport, t.Remote, t.RTT))
 	default:
-		d.fail(name, d.condition(condTunnel), "see the checks of the broker above")
+		next := "see the checks of the broker above"
+		switch {
+		case d.id == nil:
+			next = "it is made once the node is enrolled (see identity)"
+		case d.reason(condTunnel) == "Quarantined" || d.reason(condTunnel) == "Revoked":
+			next = "the broker is reached, and refuses this box: an operator decides there (`broker node show`)"
+		}
+		d.fail(name, d.condition(condTunnel), next)
 	}
+}
+
+// reason is the running agent's one word on a matter, empty if it does not run.
+func (d *doctor) reason(typ string) string {
+	if d.status != nil {
+		for _, c := range d.status.Conditions {
+			if c.Type == typ {
+				return c.Reason
+			}
+		}
+	}
+	return ""
 }
 
 // condition is the running agent's own word on a matter.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/pkg/health"
+	"github.com/mooring-edge/mooring/pkg/join"
 )
 
 // checkup returns the doctor's checks by name.
@@ -89,6 +91,27 @@ func TestVersionNegotiation(t *testing.T) {
 		}
 		if isVersionNegotiation(answer[:i], probe) {
 			t.Errorf("recognized when cut at %d", i)
+		}
+	}
+}
+
+// The next step fits the state: a broker that is reached and says no is not to be looked for on the network.
+func TestDoctorNextStepOfTunnel(t *testing.T) {
+	enrolled := new(join.Identity)
+	for _, c := range []struct {
+		reason string
+		id     *join.Identity
+		next   string
+	}{
+		{"Quarantined", enrolled, "an operator decides"},
+		{"Revoked", enrolled, "an operator decides"},
+		{"Down", enrolled, "checks of the broker"},
+		{"NotReported", nil, "once the node is enrolled"},
+	} {
+		d := &doctor{id: c.id, status: &Status{Conditions: []health.Condition{{Type: condTunnel, Status: health.False, Reason: c.reason, Message: "down"}}}}
+		d.tunnel()
+		if len(d.checks) != 1 || !strings.Contains(d.checks[0].Next, c.next) {
+			t.Errorf("%s: %+v, want the next step %q", c.reason, d.checks, c.next)
 		}
 	}
 }

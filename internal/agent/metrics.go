@@ -11,7 +11,7 @@ import (
 //	mooring_agent_dials_total{code}          connections that the broker asked for, by answer
 //	mooring_agent_api_connections_total{outcome="ok|error"}  connections at the local API endpoint
 //	mooring_agent_tunnel_up                  1 while there is a session
-//	mooring_agent_certificate_expiry_seconds when the node certificate expires, Unix time
+//	mooring_agent_certificate_expiry_timestamp_seconds when the node certificate expires, Unix time
 type metrics struct {
 	dials    *prometheus.CounterVec
 	apiConns *prometheus.CounterVec
@@ -28,7 +28,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		up: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "mooring_agent_tunnel_up", Help: "1 while there is a tunnel session."}),
 		expiry: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "mooring_agent_certificate_expiry_seconds", Help: "When the node certificate expires, in seconds since 1970."}),
+			Name: "mooring_agent_certificate_expiry_timestamp_seconds", Help: "When the node certificate expires, in seconds since 1970."}),
 	}
 	reg.MustRegister(m.dials, m.apiConns, m.up, m.expiry)
 	return m

@@ -33,7 +33,7 @@ func (r *runner) run(rec *join.Record) error {
 	if _, err := a.joiner.Ready(a.identity.Load()); err != nil {
 		a.health.Set(condBootstrap, health.False, "CertificateNeeded", err.Error())
 	} else {
-		a.health.Set(condBootstrap, health.True, "FilesReady", "")
+		a.health.Set(condBootstrap, health.True, "FilesReady", "the kubelet has its files")
 	}
 	if rendered.Hash() == r.hash {
 		return nil

@@ -27,7 +27,7 @@ func (a *Agent) writeFile(path string, data []byte, perm fs.FileMode) error {
 
 func (a *Agent) storageSays(err error) {
 	if err == nil {
-		a.health.Set(condStorage, health.True, "Writable", "")
+		a.health.Set(condStorage, health.True, "Writable", a.cfg.StateDir+" can be written")
 		return
 	}
 	a.health.Set(condStorage, health.False, "WriteFailed", fmt.Sprintf("nothing new can be kept in %s: %v; the node goes on with what it has, "+

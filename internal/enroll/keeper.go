@@ -216,6 +216,6 @@ func (k *Keeper) tell() {
 		k.cfg.Health.Set(ConditionTenantAccess, health.True, "NoTenants", "no tenant's account to keep")
 	default:
 		k.cfg.Health.Set(ConditionTenantAccess, health.True, "Kept",
-			fmt.Sprintf("the broker's accounts work at %d tenants, until %s at least", len(k.states), first.Format(time.DateOnly)))
+			fmt.Sprintf("the broker's accounts work at %d tenant(s), until %s at least", len(k.states), first.Format(time.DateOnly)))
 	}
 }
