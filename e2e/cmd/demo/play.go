@@ -57,18 +57,19 @@ func (d *demo) startPlatform() error {
 }
 
 func (d *demo) addTenant() error {
-	d.out.step("A tenant: the broker learns of its control plane, its API server gets a way to its nodes")
+	d.out.step("A tenant, whose API server is up: the broker makes itself an account there, the API server gets a way to its nodes")
 	var err error
 	if d.tenant, err = d.platform.NewTenant(d.ctx, tenantName); err != nil {
 		return err
 	}
+	d.out.command("kube-apiserver …")
 	d.out.command("broker tenant add %s --kubeconfig %s", tenantName, d.tenant.Kubeconfig())
 	d.out.command("broker egress issue --tenant %s --out %s", tenantName, d.tenant.EgressDir())
 	return d.tenant.Admit(d.ctx)
 }
 
 func (d *demo) startControlPlane() error {
-	d.out.step("The tenant's control plane, which listens on the platform's loopback only")
+	d.out.step("Its control plane, the API server restarted with that way; it listens on the platform's loopback only")
 	d.out.command(`kube-apiserver --egress-selector-config-file=%s/egress-selector.yaml \
     --kubelet-preferred-address-types=Hostname,InternalIP --kubelet-certificate-authority=pki/ca.crt …`, d.tenant.EgressDir())
 	start := time.Now()
