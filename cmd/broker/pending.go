@@ -58,7 +58,7 @@ func newNodeApprove(client func() *admin.Client) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "approve FINGERPRINT",
 		Short: "Let a waiting box in",
-		Long: `Let a waiting box in. The fingerprint, or at least 8 digits of its beginning, is that of the box's key, as
+		Long: `Let a waiting box in. The fingerprint, or at least 16 digits of its beginning, is that of the box's key, as
 the box prints it on its console; compare it there, as all else that a box says may be false. The box
 gets its certificate when it asks next, within a minute or so.`,
 		Example: `  broker node approve 4f2a9c0d11e58b73

@@ -42,7 +42,7 @@ const (
 )
 
 // Refusals cost a stranger nothing, and must not cost the platform its disk: of each event, so many refusals a
-// second are written after a burst. The next line says how many were left out (Detail "skipped"); the metric
+// second are written (and, counted apart, so many of Pending: many boxes hold one shared token) after a burst. The next line says how many were left out (Detail "skipped"); the metric
 // counts them all.
 const (
 	refusalRate  = rate.Limit(1)
@@ -81,12 +81,12 @@ type Log struct {
 
 	mu       sync.Mutex // guards the following fields
 	out      io.Writer
-	file     *os.File // out, if it is a file of ours
-	bad      bool     // the last write failed, and that was said
-	refusals map[string]*refusalCount
+	file     *os.File                 // out, if it is a file of ours
+	bad      bool                     // the last write failed, and that was said
+	refusals map[string]*refusalCount // by event and outcome
 }
 
-// refusalCount bounds the refusals of one event.
+// refusalCount bounds the refusals, or the Pending, of one event.
 type refusalCount struct {
 	limit   *rate.Limiter
 	skipped int // since the last line
@@ -141,7 +141,7 @@ func (l *Log) Record(e Event) {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.Outcome == Refused && !e.Bounded && !l.allow(&e) {
+	if (e.Outcome == Refused || e.Outcome == Pending) && !e.Bounded && !l.allow(&e) {
 		return
 	}
 	line, err := json.Marshal(e)
@@ -167,10 +167,11 @@ func (l *Log) Record(e Event) {
 
 // allow tells whether a refusal is written, and has it say how many before it were not. l.mu is held.
 func (l *Log) allow(e *Event) bool {
-	c := l.refusals[e.Event]
+	key := e.Event + " " + e.Outcome
+	c := l.refusals[key]
 	if c == nil {
 		c = &refusalCount{limit: rate.NewLimiter(refusalRate, refusalBurst)}
-		l.refusals[e.Event] = c
+		l.refusals[key] = c
 	}
 	if !c.limit.AllowN(e.Time, 1) {
 		c.skipped++

@@ -114,6 +114,17 @@ func TestRefusalsAreBounded(t *testing.T) {
 	if n := strings.Count(out.String(), "\n"); n != refusalBurst+4 {
 		t.Errorf("%d lines, want %d", n, refusalBurst+4)
 	}
+	var waiting bytes.Buffer // whoever holds a shared token makes as many keys as he likes
+	w := New(&waiting, nil, nil)
+	for range refusalBurst {
+		w.Record(Event{Time: at, Event: "enrol", Outcome: Refused, Actor: "x"})
+	}
+	for range 5000 {
+		w.Record(Event{Time: at, Event: "enrol", Outcome: Pending, Actor: "x"})
+	}
+	if n := strings.Count(waiting.String(), "\n"); n != 2*refusalBurst {
+		t.Errorf("%d lines, want %d refusals and as many that wait", n, 2*refusalBurst)
+	}
 	all := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if last := all[len(all)-2]; !strings.Contains(last, `"skipped":"4000"`) || !strings.Contains(last, "k3v8q2m9xw") {
 		t.Errorf("the last line does not count what was left out: %s", last)

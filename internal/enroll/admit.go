@@ -27,8 +27,11 @@ type AdmitResult struct {
 
 // Admit decides whether the session of an authorized node may serve it, and remembers it as the newest if so. alive
 // asks the node's older session for a sign of life; false also if there is none. It is called once at most. Errors are
-// the store's, and leave open whether the session is remembered.
+// ErrTooOften, and the store's, which leave open whether the session is remembered.
 func (n *Nodes) Admit(ctx context.Context, tenant, node string, h Lineage, alive func() bool) (AdmitResult, error) {
+	if !n.sessions.allow(h.SPKI, h.Now) {
+		return AdmitResult{}, fmt.Errorf("admit a session of node %s/%s: %w", tenant, node, ErrTooOften)
+	}
 	var res AdmitResult
 	var asked, answer bool
 	once := func() bool {

@@ -11,7 +11,7 @@ import (
 
 // Approval is an operator's yes to a box that waits.
 type Approval struct {
-	// Fingerprint of the box's key, or at least 8 hex digits of its beginning.
+	// Fingerprint of the box's key, or at least 16 hex digits of its beginning.
 	Fingerprint string
 	// Tenant for a box whose token has none; "" = the claim's.
 	Tenant string

@@ -213,28 +213,11 @@ func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim, p
 	if err != nil {
 		return NodeRecord{}, err
 	}
-	ops := []store.Op{live, alive}
-	held, nodeRev, err := getNode(ctx, t.store, p.tenant, name)
-	switch {
-	case errors.Is(err, ErrNodeNotFound): // free, and nodeRev is 0
-	case err != nil:
+	over, nodeRev, err := t.takeName(ctx, p, name, c.SPKI, now)
+	if err != nil {
 		return NodeRecord{}, err
-	case held.SPKI != c.SPKI && !held.replaceable(now):
-		if err := p.stillThere(ctx, t.store); err != nil {
-			return NodeRecord{}, err
-		}
-		return NodeRecord{}, &NameTakenError{Tenant: p.tenant, Node: name}
-	case held.SPKI != c.SPKI: // the old key ends in the commit in which the new one begins
-		old, err := revokeKey(held, now, "replaced by "+c.SPKI)
-		if err != nil {
-			return NodeRecord{}, err
-		}
-		past, err := forgetLineage(ctx, t.store, rec.Tenant, name)
-		if err != nil {
-			return NodeRecord{}, err
-		}
-		ops = append(append(ops, old), past...)
 	}
+	ops := append([]store.Op{live, alive}, over...)
 	node := NodeRecord{
 		Tenant: p.tenant, Name: name, SPKI: c.SPKI, Serial: printable(c.Serial), TokenID: rec.ID, EnrolledAt: now,
 		CertificateNotAfter: c.NotAfter, CertificateIssuer: c.Issuer, Labels: p.labels, Taints: p.taints,
@@ -261,6 +244,32 @@ func (t *Tokens) use(ctx context.Context, rec TokenRecord, rev int64, c Claim, p
 		ops = append(ops, store.Delete(pendingKey(c.SPKI), boxRev))
 	}
 	return node, t.store.Commit(ctx, ops...)
+}
+
+// takeName returns the revision that the name's record must still have in the commit, 0 = there is none, and what the commit
+// has to end of a node that is replaced.
+func (t *Tokens) takeName(ctx context.Context, p placement, name, spki string, now time.Time) (over []store.Op, rev int64, err error) {
+	held, rev, err := getNode(ctx, t.store, p.tenant, name)
+	switch {
+	case errors.Is(err, ErrNodeNotFound): // free, and rev is 0
+		return nil, rev, nil
+	case err != nil:
+		return nil, 0, err
+	case held.SPKI == spki:
+		return nil, rev, nil
+	case !held.replaceable(now):
+		if err := p.stillThere(ctx, t.store); err != nil {
+			return nil, 0, err
+		}
+		return nil, 0, &NameTakenError{Tenant: p.tenant, Node: name}
+	}
+	// The old key ends in the commit in which the new one begins.
+	old, err := revokeKey(held, now, "replaced by "+spki)
+	if err != nil {
+		return nil, 0, err
+	}
+	past, err := forgetLineage(ctx, t.store, p.tenant, name)
+	return append(past, old), rev, err
 }
 
 // consumed tells of a claim that a box consumed.

@@ -2,12 +2,14 @@ package enroll
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -171,4 +173,93 @@ func TestServerOverloaded(t *testing.T) {
 	defer leave()
 	status, body = b.post(enrollapi.PathEnrol, nil, "{}")
 	wantError(t, status, body, enrollapi.CodeOverloaded)
+}
+
+func (b *bench) auditLine(t *testing.T, parts ...string) {
+	t.Helper()
+	for l := range strings.Lines(b.audit.String()) {
+		if !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(l, p) }) {
+			return
+		}
+	}
+	t.Errorf("no audit line with %q in\n%s", parts, b.audit.String())
+}
+
+func TestServerJoinIsRecorded(t *testing.T) {
+	b := newBench(t, nil)
+	cert := b.enrol("edge-1")
+	key := pki.SPKIHash(cert.PrivateKey.(*ecdsa.PrivateKey).Public())
+	status, body := b.post(enrollapi.PathJoin, &cert, "{}")
+	var resp enrollapi.JoinResponse
+	if err := json.Unmarshal(body, &resp); err != nil || status != 200 {
+		t.Fatalf("answer %d %s", status, body)
+	}
+	id, secret, _ := strings.Cut(resp.BootstrapToken, ".")
+	b.auditLine(t, `"event":"join"`, `"outcome":"ok"`, `"actor":"key `+key+`"`, `"tenant":"acme"`, `"node":"edge-1"`, `"source":"127.0.0.1`, `"bootstrapToken":"`+id+`"`)
+	if strings.Contains(b.audit.String(), secret) {
+		t.Error("the audit log holds the bootstrap token")
+	}
+	if _, err := b.nodes.Revoke(t.Context(), "acme", "edge-1", "", b.clk.now()); err != nil {
+		t.Fatal(err)
+	}
+	b.post(enrollapi.PathJoin, &cert, "{}")
+	b.auditLine(t, `"event":"join"`, `"outcome":"refused"`, `"node":"edge-1"`, "revoked by an operator")
+	b.post(enrollapi.PathJoin, nil, "{}")
+	b.auditLine(t, `"event":"join"`, `"outcome":"refused"`, `"actor":"unknown"`)
+}
+
+// While nobody knows which of two boxes is the right one, neither gets a way into the cluster.
+func TestServerJoinInQuarantine(t *testing.T) {
+	b := newBench(t, nil)
+	cert := b.enrol("edge-1")
+	spki := pki.SPKIHash(cert.PrivateKey.(*ecdsa.PrivateKey).Public())
+	for i, instance := range []string{"aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"} {
+		h := Lineage{Instance: instance, Generation: uint64(i + 1), SPKI: spki, Now: b.clk.now()}
+		if _, err := b.nodes.Admit(t.Context(), "acme", "edge-1", h, func() bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	status, body := b.post(enrollapi.PathJoin, &cert, "{}")
+	if e := wantError(t, status, body, enrollapi.CodeUnavailable); !strings.Contains(e.Message, "broker node resolve") {
+		t.Errorf("%q does not say what to do", e.Message)
+	}
+	if n := len(b.kube.Actions()); n != 0 {
+		t.Errorf("the tenant's API server was asked %d times", n)
+	}
+	b.auditLine(t, `"event":"join"`, `"outcome":"refused"`, reasonClone)
+	if _, err := b.nodes.Resolve(t.Context(), "acme", "edge-1", "aaaaaaaaaaaaaaaa"); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := b.post(enrollapi.PathJoin, &cert, "{}"); status != 200 {
+		t.Errorf("after it was resolved: %d %s", status, body)
+	}
+}
+
+// A box in wrong hands that asks without end fills neither the store nor the audit log.
+func TestServerPacesAKey(t *testing.T) {
+	b := newBench(t, nil)
+	cert := b.enrol("edge-1") // the first of its burst
+	key := cert.PrivateKey.(*ecdsa.PrivateKey)
+	req := renewRequest(t, key)
+	for i := 1; i < keyBurst; i++ {
+		if status, body := b.post(enrollapi.PathRenew, &cert, req); status != 200 {
+			t.Fatalf("renewal %d: %d %s", i, status, body)
+		}
+	}
+	before := strings.Count(b.audit.String(), "\n")
+	for path, body := range map[string]any{
+		enrollapi.PathRenew: req, enrollapi.PathJoin: "{}",
+		enrollapi.PathEnrol: b.request(createToken(t, b.tokens, TokenSpec{Tenant: "acme"}), key, "edge-1"),
+	} {
+		status, answer := b.post(path, &cert, body)
+		wantError(t, status, answer, enrollapi.CodeOverloaded)
+	}
+	if n := strings.Count(b.audit.String(), "\n"); n != before {
+		t.Errorf("%d lines of audit more", n-before)
+	}
+	b.enrol("edge-2") // others are served
+	b.clk.advance(time.Second)
+	if status, body := b.post(enrollapi.PathRenew, &cert, req); status != 200 {
+		t.Errorf("a second later: %d %s", status, body)
+	}
 }

@@ -77,6 +77,16 @@ func (m *SecretMinter) Mint(ctx context.Context, tenant, node string) (string, t
 	if err != nil {
 		return "", time.Time{}, unavailable(tenant, "create a bootstrap token for node "+node, err)
 	}
+	// Whoever ended the node's tokens meanwhile found none to delete: its record is gone, and this one is to go too.
+	if _, err := m.store.Get(ctx, bootstrapKey(tenant, node, id)); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiCallTimeout)
+		defer cancel()
+		gone := client.CoreV1().Secrets(metav1.NamespaceSystem).Delete(ctx, bootstrapPrefix+id, metav1.DeleteOptions{})
+		if apierrors.IsNotFound(gone) {
+			gone = nil
+		}
+		return "", time.Time{}, unavailable(tenant, "bootstrap token of node "+node+" was ended while it was made", errors.Join(err, gone))
+	}
 	return id + "." + secret, expires, nil
 }
 

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"reflect"
@@ -183,4 +184,33 @@ func TestPurgeForgetsBootstrapTokens(t *testing.T) {
 	if keys := remembered(t, s); len(keys) > 0 {
 		t.Errorf("%v is left", keys)
 	}
+}
+
+// A token that was ended between its record and its Secret is not left behind with nobody to know of it.
+func TestMintEndedMeanwhile(t *testing.T) {
+	s := openStore(t)
+	enrolled(t, s, testNode)
+	client := fake.NewClientset()
+	m := NewMinter(&afterwards{s, func() { // as a revocation does
+		if err := NewMinter(s, clientsOf(client), nil).EndBootstrap(t.Context(), "acme", testNode); err != nil {
+			t.Error(err)
+		}
+	}}, clientsOf(client), nil)
+	if token, _, err := m.Mint(t.Context(), "acme", testNode); !errors.Is(err, ErrUnavailable) || token != "" {
+		t.Errorf("token %q, %v", token, err)
+	}
+	if left := secretsOf(t, client); len(left) != 0 {
+		t.Errorf("left at the tenant: %v", left)
+	}
+}
+
+// afterwards runs f after each commit.
+type afterwards struct {
+	Store
+	f func()
+}
+
+func (a *afterwards) Commit(ctx context.Context, ops ...store.Op) error {
+	defer a.f()
+	return a.Store.Commit(ctx, ops...)
 }

@@ -52,8 +52,9 @@ var ErrRevoked = fmt.Errorf("%w: revoked by an operator", ErrNotAuthorized)
 
 // Nodes are the node records in the store. Safe for concurrent use.
 type Nodes struct {
-	store Store
-	log   *slog.Logger
+	store    Store
+	log      *slog.Logger
+	sessions pacer // by key
 }
 
 // NewNodes makes the node records over the store.
@@ -118,7 +119,7 @@ func (n *Nodes) Remove(ctx context.Context, tenant, node string) error {
 }
 
 // Authorize tells whether a verified certificate is that of an enrolled node: the record exists, and holds this
-// key, and is not revoked (ErrRevoked). Otherwise ErrNotAuthorized, saying why, for the log.
+// key, and neither is revoked (ErrRevoked): a key may have been another node's too. Otherwise ErrNotAuthorized, saying why, for the log.
 func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certificate) error {
 	if id.Role != pki.RoleNode {
 		return fmt.Errorf("%w: %s is not a node's identity", ErrNotAuthorized, id)
@@ -136,10 +137,13 @@ func (n *Nodes) Authorize(ctx context.Context, id pki.Identity, cert *x509.Certi
 	if rec.RevokedAt != nil {
 		return fmt.Errorf("node %s/%s: %w", id.Tenant, id.Name, ErrRevoked)
 	}
+	if _, err := keyLives(ctx, n.store, rec.SPKI); err != nil {
+		return fmt.Errorf("authorize node %s/%s: %w", id.Tenant, id.Name, err)
+	}
 	return nil
 }
 
-// Purge removes all nodes, tokens, claims and bootstrap tokens' records of a tenant that is gone. Call it after the tenant was removed, from when
+// Purge removes all nodes, tokens, waiting boxes, claims and bootstrap tokens' records of a tenant that is gone. Call it after the tenant was removed, from when
 // on nothing new can be made of it, and before one of the same name is added: it must not inherit. While the
 // tenant is there it removes nothing and returns tenant.ErrExists.
 func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
@@ -171,7 +175,7 @@ func Purge(ctx context.Context, s Store, name string, log *slog.Logger) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, purgePrefix(ctx, s, bootstrapOf(name)))
+	errs = append(errs, purgePrefix(ctx, s, bootstrapOf(name)), tokens.tidyPending(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove what tenant %s left: %w", name, err)
 	}

@@ -23,12 +23,15 @@ const (
 	pendingFor = 30 * 24 * time.Hour
 	// seenEvery is how exactly LastSeen is kept: boxes ask each half minute, and each write is one to disk.
 	seenEvery = 5 * time.Minute
+	// changeEvery is how often what a waiting box says of itself may change: each time is a write, and a line for the operator.
+	changeEvery = time.Minute
 	// fullFor is how long a full list is taken as full without counting again.
 	fullFor = 5 * time.Second
 	// pendingRetry is when a waiting box should ask again.
 	pendingRetry = 30 * time.Second
 	// minPrefix is how much of a fingerprint an operator has to type, in hex digits.
-	minPrefix = 8
+	// Fewer can be had by trying: who knows a box's fingerprint makes himself a key that begins alike.
+	minPrefix = 16
 )
 
 // PendingRecord is a box that waits for an operator, or that one has denied.
@@ -102,7 +105,12 @@ func (t *Tokens) wait(ctx context.Context, had PendingRecord, rev int64, token T
 		rec.FirstSeen = had.FirstSeen
 		same := had
 		same.LastSeen, same.Remote = rec.LastSeen, rec.Remote
-		if same == rec && now.Sub(had.LastSeen) < seenEvery {
+		every := changeEvery
+		if same == rec {
+			every = seenEvery
+		}
+		if now.Sub(had.LastSeen) < every {
+			waits.New = false
 			return waits
 		}
 	}
@@ -160,11 +168,11 @@ func (t *Tokens) room(ctx context.Context, token string) error {
 	default:
 		return nil
 	}
-	t.log.Error("too many boxes wait for approval: new ones are not noted until some are approved or denied, or the token is revoked", "token", token, "waiting", all, "ofToken", own)
+	t.log.Error("too many boxes wait for approval: new ones are not noted until some are approved or denied, or up to an hour after the token is revoked", "token", token, "waiting", all, "ofToken", own)
 	return ErrPendingFull
 }
 
-// pendingOf finds a box by its fingerprint, or at least 8 hex digits of its beginning.
+// pendingOf finds a box by its fingerprint, or at least 16 hex digits of its beginning.
 func (t *Tokens) pendingOf(ctx context.Context, prefix string) (PendingRecord, error) {
 	want, err := fingerprintPrefix(prefix)
 	if err != nil {

@@ -39,18 +39,18 @@ func TestApprove(t *testing.T) {
 		node, _, err := tokens.Approve(t.Context(), Approval{Fingerprint: fp, Tenant: tenant, NodeName: name})
 		return node, err
 	}
-	prefix := hexOf(c.SPKI)[:8]
+	prefix := hexOf(c.SPKI)[:16]
 	for want, got := range map[error]error{
 		ErrNoTenant:        second(approve(prefix, "", "pump")),
-		ErrPendingNotFound: second(approve("ffffffff", "acme", "")),
+		ErrPendingNotFound: second(approve("ffffffffffffffff", "acme", "")),
 		ErrBadName:         second(approve(prefix, "acme", "acme.edge.example")),
 	} {
 		if !errors.Is(got, want) {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}
-	for _, bad := range []string{"", prefix[:7], "sha256:" + prefix[:7], "xyzxyzxyz", strings.Repeat("a", 65)} {
-		if _, err := approve(bad, "acme", ""); err == nil || !strings.Contains(err.Error(), "8 to 64 hex digits") {
+	for _, bad := range []string{"", prefix[:15], "sha256:" + prefix[:15], "xyzxyzxyzxyzxyzxyz", strings.Repeat("a", 65)} {
+		if _, err := approve(bad, "acme", ""); err == nil || !strings.Contains(err.Error(), "16 to 64 hex digits") {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
@@ -159,7 +159,7 @@ func TestDeny(t *testing.T) {
 	if _, _, err := tokens.Approve(t.Context(), Approval{Fingerprint: c.SPKI}); !errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "--forget") {
 		t.Errorf("%v", err)
 	}
-	if _, err := tokens.Forget(t.Context(), hexOf(c.SPKI)[:12]); err != nil {
+	if _, err := tokens.Forget(t.Context(), hexOf(c.SPKI)[:16]); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := tokens.Forget(t.Context(), c.SPKI); !errors.Is(err, ErrPendingNotFound) {
@@ -180,7 +180,7 @@ func TestPendingPrefixAmbiguous(t *testing.T) {
 		c.SPKI = "sha256:" + strings.Repeat("0", 63) + end
 		waits(t, claimErr(tokens, t, c))
 	}
-	if _, err := tokens.Deny(t.Context(), "00000000"); err == nil || !strings.Contains(err.Error(), "2 waiting boxes") {
+	if _, err := tokens.Deny(t.Context(), "0000000000000000"); err == nil || !strings.Contains(err.Error(), "2 waiting boxes") {
 		t.Errorf("%v", err)
 	}
 	if _, err := tokens.Deny(t.Context(), strings.Repeat("0", 63)+"b"); err != nil {
@@ -392,4 +392,59 @@ func (n notifying) WatchSynced(ctx context.Context, prefix string, synced func()
 		case <-ctx.Done():
 		}
 	})
+}
+
+// Boxes of a token that leaked make room once it is revoked, with no hand on each of them.
+func TestTidyForgetsBoxesOfRevokedTokens(t *testing.T) {
+	s := openStore(t)
+	tokens := NewTokens(s, nil, discard)
+	leaked, good := createToken(t, tokens, TokenSpec{Uses: 5}), createToken(t, tokens, TokenSpec{Uses: 5})
+	denied, stays := box(leaked, "", "denied"), box(good, "", "stays")
+	for _, c := range []Claim{denied, stays, box(leaked, "", "goes")} {
+		waits(t, claimErr(tokens, t, c))
+	}
+	if _, err := tokens.Deny(t.Context(), denied.SPKI); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(tokens.Revoke(t.Context(), leaked.ID), tokens.Tidy(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	list, err := tokens.Pending(t.Context())
+	if err != nil || len(list) != 2 || list[0].SPKI != denied.SPKI || list[1].SPKI != stays.SPKI {
+		t.Errorf("%+v, %v; want the denied box and that of the other token", list, err)
+	}
+}
+
+// A box that says something else each time costs a write a minute, and the operator as many lines.
+func TestPendingChangesAreBounded(t *testing.T) {
+	s, clk := openStore(t), newClock()
+	writes := &counted{Store: s}
+	tokens := NewTokens(writes, clk.now, discard)
+	tok := createToken(t, tokens, TokenSpec{Uses: 5})
+	writes.n = 0
+	told := 0
+	for i := range 100 {
+		c := box(tok, fmt.Sprint("SN", i), "k1")
+		c.Hostname = fmt.Sprint("h", i)
+		if waits(t, claimErr(tokens, t, c)).New {
+			told++
+		}
+	}
+	if writes.n != 1 || told != 1 {
+		t.Errorf("%d writes, told %d times; want one of each", writes.n, told)
+	}
+	clk.advance(changeEvery)
+	if p := waits(t, claimErr(tokens, t, box(tok, "other", "k1"))); !p.New || writes.n != 2 {
+		t.Errorf("%+v after %d writes: what changed is not noted later", p, writes.n)
+	}
+}
+
+type counted struct {
+	Store
+	n int
+}
+
+func (c *counted) Commit(ctx context.Context, ops ...store.Op) error {
+	c.n++
+	return c.Store.Commit(ctx, ops...)
 }

@@ -2,12 +2,14 @@ package enroll
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
 )
 
@@ -182,4 +184,81 @@ func (i *interposed) Commit(ctx context.Context, ops ...store.Op) error {
 		f()
 	}
 	return i.Store.Commit(ctx, ops...)
+}
+
+// A key that two nodes were made of is worth nothing once one of them is revoked.
+func TestRevokedKeyIsNoOtherNodesEither(t *testing.T) {
+	s := openStore(t)
+	tokens, nodes := NewTokens(s, nil, discard), NewNodes(s, discard)
+	key := newKey(t)
+	for _, name := range []string{"edge-1", "edge-2"} {
+		c := claimOf(createToken(t, tokens, TokenSpec{Tenant: "acme"}), name)
+		c.SPKI = pki.SPKIHash(key.Public())
+		if _, _, err := tokens.Claim(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cert := &x509.Certificate{PublicKey: key.Public()}
+	if err := nodes.Authorize(t.Context(), nodeOf("example.org", "edge-2"), cert); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nodes.Revoke(t.Context(), "acme", "edge-1", "stolen", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes.Authorize(t.Context(), nodeOf("example.org", "edge-2"), cert); !errors.Is(err, ErrRevoked) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A replacement forgets the past of the node that it ends, whatever token the new box comes with.
+func TestReplacementForgetsTheLineage(t *testing.T) {
+	s := openStore(t)
+	tokens, nodes := NewTokens(s, nil, discard), NewNodes(s, discard)
+	shared := createToken(t, tokens, TokenSpec{Uses: 5})
+	fileClaim(t, s, ClaimSpec{Serial: "sn1", Tenant: "acme", NodeName: "edge-1"})
+	fileClaim(t, s, ClaimSpec{Serial: "sn2", Tenant: "acme", NodeName: "edge-1"})
+	if err := claimErr(tokens, t, box(shared, "sn1", "k1")); err != nil {
+		t.Fatal(err)
+	}
+	h := hello("a", 1)
+	h.Now = time.Now()
+	if res, err := nodes.Admit(t.Context(), "acme", "edge-1", h, func() bool { return false }); err != nil || res.Verdict != Accepted {
+		t.Fatal(res, err)
+	}
+	if _, err := nodes.Replace(t.Context(), "acme", "edge-1", time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if err := claimErr(tokens, t, box(shared, "sn2", "k2")); err != nil {
+		t.Fatal(err)
+	}
+	if _, rev, err := getLineage(t.Context(), s, "acme", "edge-1"); err != nil || rev != 0 {
+		t.Errorf("the old box's sessions are still remembered (revision %d, %v)", rev, err)
+	}
+}
+
+// One box that connects in a loop does not fill the store.
+func TestAdmitIsPaced(t *testing.T) {
+	nodes := NewNodes(openStore(t), discard)
+	h := hello("a", 0)
+	h.SPKI, h.Now = "k1", time.Now()
+	admit := func() error {
+		h.Generation++
+		_, err := nodes.Admit(t.Context(), "acme", "edge-1", h, func() bool { return false })
+		return err
+	}
+	for i := range keyBurst {
+		if err := admit(); err != nil {
+			t.Fatalf("time %d: %v", i, err)
+		}
+	}
+	if err := admit(); !errors.Is(err, ErrTooOften) {
+		t.Errorf("%v", err)
+	}
+	if h.SPKI = "k2"; admit() != nil {
+		t.Error("another box has to wait for it")
+	}
+	h.SPKI, h.Now = "k1", h.Now.Add(time.Second)
+	if err := admit(); err != nil {
+		t.Errorf("a second later: %v", err)
+	}
 }

@@ -58,6 +58,10 @@ func (s *Server) enrol(ctx context.Context, req enrollapi.EnrolRequest, remote s
 	}
 	spki := pki.SPKIHash(csr.PublicKey)
 	ev.Actor = actorOf(spki)
+	if !s.paces.allow(spki, s.cfg.Now()) {
+		log.Debug("enrolment put off", "key", spki, "err", ErrTooOften)
+		return nil, "too often", errOverloaded()
+	}
 	tok, err := enrollapi.ParseToken(strings.TrimSpace(req.Token))
 	if err != nil {
 		log.Warn("enrolment token refused", "reason", string(ReasonMalformed), "key", spki)

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
+	"time"
 
+	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/tenant"
@@ -24,15 +27,31 @@ func (s *Server) serveJoin(w http.ResponseWriter, r *http.Request) {
 func (s *Server) join(r *http.Request, req enrollapi.JoinRequest) (*enrollapi.JoinResponse, string, *enrollapi.Error) {
 	log := s.cfg.Logger.With("remote", r.RemoteAddr)
 	id, err := s.authenticate(r)
-	if errors.Is(err, errStore) {
+	spki := keyOf(r)
+	ev := audit.Event{Event: "join", Outcome: audit.Refused, Actor: actorOf(spki), Tenant: id.Tenant, Node: id.Name, Source: r.RemoteAddr}
+	log = log.With("tenant", id.Tenant, "node", id.Name, "kubelet", forLog(req.KubeletVersion))
+	switch {
+	case errors.Is(err, errStore):
 		log.Error("join failed", "err", err)
 		return nil, "error", errInternal()
-	}
-	if err != nil {
-		log.Warn("join refused", "err", err)
+	case err != nil:
+		log.Warn("join refused", "key", spki, "err", err)
+		ev.Reason = err.Error()
+		s.cfg.Audit.Record(ev)
 		return nil, "refused", errRefused()
+	case !s.paces.allow(spki, s.cfg.Now()):
+		log.Debug("join put off", "err", ErrTooOften)
+		return nil, "too often", errOverloaded()
 	}
-	log = log.With("tenant", id.Tenant, "node", id.Name, "kubelet", forLog(req.KubeletVersion))
+	if lines, err := s.cfg.Nodes.Quarantine(r.Context(), id.Tenant, id.Name); err != nil {
+		log.Error("join failed", "err", err)
+		return nil, "error", errInternal()
+	} else if len(lines) > 0 { // nobody knows whether this is the right box
+		log.Warn("join has to wait: the node is in quarantine", "boxes", len(lines))
+		ev.Reason = reasonClone
+		s.cfg.Audit.Record(ev)
+		return nil, "quarantined", &enrollapi.Error{Code: enrollapi.CodeUnavailable, Message: "two boxes use this node's identity (a cloned disk?): neither is given anything until an operator says which one keeps it (broker node show, broker node resolve)"}
+	}
 	leave, ok := s.limit.enter(id.Tenant, s.cfg.MaxJoinsPerTenant)
 	if !ok {
 		return nil, "overloaded", errOverloaded()
@@ -48,7 +67,18 @@ func (s *Server) join(r *http.Request, req enrollapi.JoinRequest) (*enrollapi.Jo
 		return nil, "error", errInternal()
 	}
 	log.Info("node joins: bootstrap token minted", "expires", resp.BootstrapExpires)
+	tokenID, _, _ := strings.Cut(resp.BootstrapToken, ".")
+	ev.Outcome, ev.Detail = audit.OK, map[string]string{"bootstrapToken": tokenID, "notAfter": resp.BootstrapExpires.UTC().Format(time.RFC3339)}
+	s.cfg.Audit.Record(ev)
 	return resp, "joined", nil
+}
+
+// keyOf is the hash of the key that the client has proven; "" if it presented none.
+func keyOf(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return ""
+	}
+	return pki.SPKIHash(r.TLS.PeerCertificates[0].PublicKey)
 }
 
 // errStore marks failures that say nothing about the node.

@@ -59,6 +59,10 @@ func (s *Server) renew(r *http.Request, req enrollapi.RenewRequest) (*enrollapi.
 		return nil, "refused", s.refuseRenewal(log, ev, err)
 	}
 	now, ca := s.cfg.Now(), s.cfg.Issuer()
+	if !s.paces.allow(spki, now) {
+		log.Debug("renewal put off", "err", ErrTooOften)
+		return nil, "too often", errOverloaded()
+	}
 	notAfter := now.Add(s.cfg.CertificateTTL).UTC()
 	rec, err := s.cfg.Nodes.Renew(r.Context(), id.Tenant, id.Name, RenewedCertificate{
 		SPKI: spki, NotAfter: notAfter, Issuer: ca.Hash(), Grace: s.cfg.ExpiredGrace, Now: now,

@@ -66,6 +66,7 @@ type Server struct {
 	verify pki.Verify
 	mux    *http.ServeMux
 	limit  limiter
+	paces  pacer // by key: enrolments, renewals and joins together
 	// issue makes a node's certificate; a test puts a failure in its place.
 	issue func(ca *pki.Keyring, csr *x509.CertificateRequest, id pki.Identity, now time.Time, ttl time.Duration) ([]byte, error)
 }

@@ -56,7 +56,7 @@ func (t *Tokens) countPending(ctx context.Context, w Watcher, m *Metrics) error 
 	})
 }
 
-// Tidy removes boxes that wait and did not come for 30 days, and tokens that ended (expired or were revoked) over
+// Tidy removes boxes that wait and did not come for 30 days, or whose token is revoked or gone, and tokens that ended (expired or were revoked) over
 // 30 days ago. A token is kept beyond that while a node lives that it made, or a box waits that it brought: a box
 // that never got its certificate comes again with the same token, after however long, and gets the same node. So
 // at most one old token stays for each node, and goes with it. Denied boxes stay denied.
@@ -69,17 +69,25 @@ func (t *Tokens) tidyPending(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list waiting boxes: %w", err)
 	}
+	toks, err := t.List(ctx, "") // after the boxes: what brought one of those and is not in it is gone
+	if err != nil {
+		return err
+	}
+	valid := map[string]bool{}
+	for _, tok := range toks {
+		valid[tok.ID] = tok.RevokedAt == nil
+	}
 	var errs []error
 	for _, it := range items {
 		var rec PendingRecord
-		if json.Unmarshal(it.Value, &rec) != nil || rec.DeniedAt != nil || t.now().Sub(rec.LastSeen) <= pendingFor {
+		if json.Unmarshal(it.Value, &rec) != nil || rec.DeniedAt != nil || valid[rec.TokenID] && t.now().Sub(rec.LastSeen) <= pendingFor {
 			continue
 		}
 		if err := t.drop(ctx, it); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		t.log.Info("box that waited for approval did not come for 30 days: forgotten", "key", rec.SPKI, "hostname", rec.Hostname, "tenant", rec.Tenant)
+		t.log.Info("box that waited for approval did not come for 30 days, or its token was revoked: forgotten", "key", rec.SPKI, "hostname", rec.Hostname, "tenant", rec.Tenant)
 	}
 	return errors.Join(errs...)
 }

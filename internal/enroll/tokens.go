@@ -206,7 +206,8 @@ func (t *Tokens) List(ctx context.Context, tenant string) ([]TokenRecord, error)
 	return out, nil
 }
 
-// Revoke ends a token; ErrTokenNotFound if there is none. The nodes that it made stay. The record stays too, so
+// Revoke ends a token; ErrTokenNotFound if there is none. The nodes that it made stay, the boxes that wait with it are
+// forgotten by the next Tidy. The record stays too, so
 // that the log can tell a revoked token from an unknown one.
 func (t *Tokens) Revoke(ctx context.Context, id string) error {
 	if err := enrollapi.ValidTokenID(id); err != nil {
