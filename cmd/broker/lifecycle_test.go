@@ -33,6 +33,9 @@ func nodeAPI(t *testing.T) (path string, asked func() []string) {
 		switch {
 		case r.Header.Get("Authorization") != "Bearer admin":
 			w.WriteHeader(http.StatusForbidden)
+		case strings.HasSuffix(r.URL.Path, "/held"):
+			w.WriteHeader(http.StatusConflict)
+			io.WriteString(w, `{"kind":"Status","message":"somebody was faster"}`+"\n")
 		case !strings.HasSuffix(r.URL.Path, "/edge-1"):
 			w.WriteHeader(http.StatusNotFound)
 		}
@@ -80,6 +83,9 @@ func TestNodeObjects(t *testing.T) {
 	want := `PATCH /api/v1/nodes/edge-1 {"spec":{"unschedulable":true}}|DELETE /api/v1/nodes/edge-1 |DELETE /api/v1/nodes/edge-2 `
 	if got := strings.Join(asked(), "|"); got != want {
 		t.Errorf("the API server was asked %q, want %q", got, want)
+	}
+	if err := at.remove(t.Context(), "held"); err == nil || !strings.HasSuffix(err.Error(), "409 Conflict: somebody was faster") {
+		t.Errorf("what the API server says: %v", err)
 	}
 	at.http.Transport = http.DefaultTransport // which trusts another CA, and has no credentials
 	if err := (revokeFlags{cordon: true}).nodeObject(c, &out, at, "edge-1"); err == nil || !strings.Contains(err.Error(), "the node is revoked, but") {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -78,7 +79,9 @@ func (n *nodeObjects) do(ctx context.Context, method, name, body string) error {
 	case resp.StatusCode == http.StatusNotFound:
 		return errNoNodeObject
 	case resp.StatusCode/100 != 2:
-		return fmt.Errorf("%s node %s: the API server answered %s: %.300s", strings.ToLower(method), name, resp.Status, answer)
+		said := struct{ Message string }{string(answer)}
+		_ = json.Unmarshal(answer, &said) // a Status, if it is the API server that answers
+		return fmt.Errorf("%s node %s: the API server answered %s: %.300s", strings.ToLower(method), name, resp.Status, strings.TrimSpace(said.Message))
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func readBundle(stdin io.Reader, path string) (join.Bundle, error) {
 	if path != "-" {
 		b, err := config.LoadJoinBundle(path)
 		if config.IsAbsent(err) {
-			return join.Bundle{}, usageError{fmt.Errorf("no join bundle at %s", path)}
+			return join.Bundle{}, usageError{fmt.Errorf("no join bundle at %s: make one with `broker token create`", path)}
 		}
 		if err != nil {
 			return join.Bundle{}, err

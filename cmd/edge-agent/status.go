@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -73,7 +74,7 @@ func printStatus(w io.Writer, s *agent.Status, now time.Time) {
 	fmt.Fprintln(tw)
 	row("CONDITION", "STATUS\tSINCE\tMESSAGE")
 	for _, c := range s.Conditions {
-		row(c.Type, "%s\t%s\t%s", c.Status, since(&c.Since, now), c.Message)
+		row(c.Type, "%s\t%s\t%s", c.Status, since(&c.Since, now), strings.Join(strings.Fields(c.Message), " "))
 	}
 }
 

@@ -144,7 +144,11 @@ func strict(data []byte, kind string, into any, found *problems) ([]byte, error)
 	}
 	m, ok := doc.(map[string]any)
 	if !ok || len(m) == 0 {
-		return nil, fmt.Errorf("empty: want a %s (the print-defaults command shows one)", kind)
+		shows := "`config print-defaults` prints one"
+		if kind == KindJoinBundle {
+			shows = "`broker token create` prints one"
+		}
+		return nil, fmt.Errorf("empty: want a %s (%s)", kind, shows)
 	}
 	if got, _ := m["apiVersion"].(string); got != APIVersion {
 		found.add("apiVersion", "want %q, got %q", APIVersion, got)

@@ -182,6 +182,9 @@ caCertHashes: ["sha256:` + strings.Repeat("ab", 32) + `"]
 	if err != nil || b.Tenant != "" {
 		t.Fatalf("of no tenant: %+v, %v", b, err)
 	}
+	if _, err := DecodeJoinBundle("f", nil); err == nil || !strings.Contains(err.Error(), "`broker token create` prints one") {
+		t.Errorf("an empty bundle: %v", err)
+	}
 	_, err = DecodeJoinBundle("f", []byte(head+"JoinBundle\ntenant: Not_a_name\ntoken: very.SECRET\ncaCertHashes: ['sha256:00']\n"))
 	var e *Error
 	if !errors.As(err, &e) || len(e.Problems) != 4 {
