@@ -240,17 +240,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		Tenants: b.tenants, Sweeper: minter, Access: access, Health: b.health, Logger: b.log, Metrics: enrolMetrics,
 	})
 	accounts := enroll.NewManager(b.tenants, "care for the broker's account", keeper.Run, b.log)
-	adm := &admin.Broker{
-		Provision: access.Provision,
-		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board,
-		Bootstraps: minter, CA: b.ca, Health: b.health,
-		Holders: b.holders.list, EgressCerts: egressCerts{st},
-		Purge: func(ctx context.Context, tenant string) error {
-			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
-		},
-		PublicEndpoint: b.cfg.Front.PublicEndpoint, EgressEndpoint: b.cfg.Egress.PublicEndpoint,
-		Started: b.started, Logger: b.log, Audit: b.audit,
-	}
+	adm := b.admin(st, access, minter)
 	adminSrv := httpServer(ctx, adm.Handler(), b.log)
 	adminSrv.ConnContext = admin.ConnContext
 
@@ -267,6 +257,21 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	}
 	b.health.Set(condFront, health.True, "Listening", "edge nodes are served on "+ln.tcp.Addr().String()+" (TCP and UDP)")
 	b.health.Set(condEgress, health.True, "Listening", "API servers are served on "+ln.egress.Addr().String())
+}
+
+// admin is what operators ask, over the admin socket.
+func (b *broker) admin(st *store.Store, access *enroll.Access, minter *enroll.SecretMinter) *admin.Broker {
+	return &admin.Broker{
+		Provision: access.Provision,
+		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board,
+		Bootstraps: minter, CA: b.ca, Health: b.health,
+		Holders: b.holders.list, EgressCerts: egressCerts{st},
+		Purge: func(ctx context.Context, tenant string) error {
+			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
+		},
+		PublicEndpoint: b.cfg.Front.PublicEndpoint, EgressEndpoint: b.cfg.Egress.PublicEndpoint,
+		Started: b.started, Logger: b.log, Audit: b.audit,
+	}
 }
 
 // openAudit opens the audit log that the configuration names.

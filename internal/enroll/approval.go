@@ -86,6 +86,9 @@ func (t *Tokens) approve(ctx context.Context, a Approval, spki string) (NodeReco
 	if p.tenant == "" {
 		return NodeRecord{}, fmt.Errorf("%w: say which one (--tenant NAME)", ErrNoTenant)
 	}
+	if box.Told != "" && box.Told != p.tenant {
+		return NodeRecord{}, fmt.Errorf("the box was told that its tenant is %q, and would not take an identity of %s: approve it for that one, or mend its join bundle or the agent's configuration first", box.Told, p.tenant)
+	}
 	if a.NodeName != "" {
 		p.name = nameRule(a.NodeName)
 	}

@@ -41,6 +41,8 @@ type PendingRecord struct {
 	TokenID string `json:"tokenID"`
 	// Tenant is the token's, or a claim's; empty: the operator has to say.
 	Tenant string `json:"tenant,omitempty"`
+	// Told is the tenant that the box was told it belongs to, and takes no other; may be empty.
+	Told string `json:"told,omitempty"`
 	// Hostname, Serial and Version are the box's own words; Remote is where it came from last.
 	Hostname string `json:"hostname,omitempty"`
 	Serial   string `json:"serial,omitempty"`
@@ -97,7 +99,7 @@ func (t *Tokens) Pending(ctx context.Context) ([]PendingRecord, error) {
 func (t *Tokens) wait(ctx context.Context, had PendingRecord, rev int64, token TokenRecord, c Claim, p placement) error {
 	now := t.now().UTC()
 	rec := PendingRecord{
-		SPKI: c.SPKI, TokenID: token.ID, Tenant: p.tenant, Hostname: printable(c.Hostname), Serial: printable(c.Serial),
+		SPKI: c.SPKI, TokenID: token.ID, Tenant: p.tenant, Told: printable(c.Tenant), Hostname: printable(c.Hostname), Serial: printable(c.Serial),
 		Version: printable(c.Version), Remote: host(c.Remote), Reason: p.wait, FirstSeen: now, LastSeen: now,
 	}
 	waits := &PendingError{Fingerprint: c.SPKI, Reason: p.wait, New: rev == 0 || had.Reason != p.wait}
