@@ -16,6 +16,7 @@ const (
 	clockTolerance = time.Hour
 	// setTolerance is how far it must be behind to be set by the agent.
 	setTolerance = time.Minute
+	clockForm    = "2006-01-02 15:04"
 )
 
 // watchClock keeps the condition of this machine's clock, and sets that if the operator wants it, until ctx
@@ -44,6 +45,11 @@ func (a *Agent) lookAtClock() {
 		a.health.Set(condClock, health.False, "Behind", err.Error())
 		return
 	}
+	if ahead := c.Ahead(); ahead > clockTolerance {
+		a.health.Set(condClock, health.False, "Ahead", fmt.Sprintf("this machine's clock says %s, %s later than the broker says: certificates seem "+
+			"to expire before their time, and are renewed too often; set it back (NTP, `timedatectl set-time`)", c.System().UTC().Format(clockForm), ahead.Round(time.Minute)))
+		return
+	}
 	a.health.Set(condClock, health.True, "NotBehind", "not behind what the broker vouched for")
 }
 
@@ -53,9 +59,8 @@ func (a *Agent) clockBehind() error {
 	if c.Behind() <= clockTolerance {
 		return nil
 	}
-	const form = "2006-01-02 15:04"
 	return fmt.Errorf("this machine's clock says %s, the broker says %s: waiting for it to be set (NTP, `timedatectl set-time`, or node.setClock); "+
-		"the broker is verified by the later time meanwhile", c.System().UTC().Format(form), c.Floor().UTC().Format(form))
+		"the broker is verified by the later time meanwhile", c.System().UTC().Format(clockForm), c.Floor().UTC().Format(clockForm))
 }
 
 // setSystemClock steps the system's clock.

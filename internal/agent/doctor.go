@@ -148,7 +148,7 @@ func (d *doctor) conditions() {
 		case condStorage:
 			d.fail("storage", oneLine(c.Message), "free space in, or remount, "+d.cfg.StateDir+"; the agent sees it by itself")
 		case condClock:
-			d.fail("system clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep), or node.setClock: true")
+			d.fail("system clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep); node.setClock: true has the agent set one that is behind")
 		case condEnrolled:
 			if c.Reason == reasonPending {
 				d.warn("approval", oneLine(c.Message), "have an operator compare the key with `broker node pending`, and approve it")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -65,5 +66,17 @@ func TestRenewedComesBackAtOnce(t *testing.T) {
 	}
 	if s.broker.Renews() != 1 {
 		t.Errorf("%d renewals", s.broker.Renews())
+	}
+}
+
+// TestClockAheadInTheStatus: a person reads what makes certificates expire before their time.
+func TestClockAheadInTheStatus(t *testing.T) {
+	s := newShore(t)
+	s.broker.Serve(t, time.Now(), 30*24*time.Hour)
+	cfg := s.node()
+	runWith(t, cfg, Options{now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
+	st := until(t, cfg.Socket, "ahead", func(s *Status) bool { return condition(s, condClock).Reason == "Ahead" })
+	if c := condition(st, condClock); c.Status != health.False || !strings.Contains(c.Message, "48h0m0s later than the broker says") {
+		t.Errorf("condition %+v", c)
 	}
 }

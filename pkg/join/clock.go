@@ -3,6 +3,7 @@ package join
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,6 +54,11 @@ type Clock struct {
 	failing bool
 	read    bool // the mark has been read
 	back    bool // the bound was taken back, and that was said
+	// recalled is what recall took last.
+	recalled time.Time
+	// heard is the time that a broker said when passed was at heardAt; it says whether the system's clock is ahead.
+	heard   time.Time
+	heardAt time.Duration
 }
 
 type writeFile func(path string, data []byte, perm fs.FileMode) error
@@ -94,6 +100,18 @@ func (c *Clock) Behind() time.Duration {
 	return max(0, c.Floor().Sub(c.system()))
 }
 
+// Ahead is how far the system's clock is ahead of what a broker has said in the last hour, or 0. It is for a
+// person to know: nothing is judged by it.
+func (c *Clock) Ahead() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	since := c.passed() - c.heardAt
+	if c.heard.IsZero() || since > time.Hour { // older: the machine may have slept, which nothing counts
+		return 0
+	}
+	return max(0, c.system().Sub(c.heard.Add(since)))
+}
+
 // System is what the system's clock says.
 func (c *Clock) System() time.Time { return c.system() }
 
@@ -105,11 +123,14 @@ func (c *Clock) Learn(bound time.Time) {
 	c.saveIfNews()
 }
 
-// recall takes a bound that is on disk elsewhere.
+// recall takes a bound that is on disk elsewhere; each only once, or it would come again after it was taken back.
 func (c *Clock) recall(bound time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.raise(bound)
+	if !bound.Equal(c.recalled) {
+		c.recalled = bound
+		c.raise(bound)
+	}
 }
 
 func (c *Clock) raise(bound time.Time) {
@@ -182,6 +203,9 @@ func (c *Clock) verify(with func(now func() time.Time) pki.Verify) pki.Verify {
 			c.takeBack(cs.PeerCertificates[0].NotBefore)
 			return nil
 		}
+		if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			return fmt.Errorf("%w; if this machine's clock (%s) is wrong, set it", err, system.UTC().Format(time.RFC3339))
+		}
 		if err != nil {
 			return err
 		}
@@ -216,5 +240,8 @@ func (c *Clock) learnSaid(said time.Time, cs *tls.ConnectionState) {
 		c.logger.Warn("the broker says a time at which its own certificate is not valid; not believed", "time", said, "valid_from", leaf.NotBefore, "valid_to", leaf.NotAfter)
 		return
 	}
+	c.mu.Lock()
+	c.heard, c.heardAt = said, c.passed()
+	c.mu.Unlock()
 	c.Learn(said)
 }

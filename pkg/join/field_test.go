@@ -165,6 +165,52 @@ func TestClockAheadOfEveryCertificate(t *testing.T) {
 	}
 }
 
+// TestClockAheadIsSaid: by how much, if that is known; and where the broker can't be believed for it, that it may be so.
+func TestClockAheadIsSaid(t *testing.T) {
+	s := newSite(t)
+	id := s.mustAll()
+	week := 7 * 24 * time.Hour
+	s.broker.Serve(t, time.Now(), 2*week)
+	s.cfg.Now = func() time.Time { return time.Now().Add(week) }
+	j := New(s.cfg)
+	if _, err := j.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := j.Clock().Ahead(); got < week-time.Minute || got > week+time.Minute {
+		t.Errorf("ahead by %s", got)
+	}
+	j.clock.passed = func() time.Duration { return 2 * time.Hour }
+	if got := j.Clock().Ahead(); got != 0 {
+		t.Errorf("hours later, ahead by %s", got)
+	}
+	s.cfg.Now = func() time.Time { return time.Now().Add(52 * week) }
+	if _, err := New(s.cfg).renewOnce(t.Context(), id); err == nil || !strings.Contains(err.Error(), "clock") {
+		t.Errorf("a year ahead: %v", err)
+	}
+}
+
+// TestIdentityFromTheFuture: a box that was enrolled by a broker whose clock stood years ahead is renewed when that is
+// put right, and does not think itself behind any more.
+func TestIdentityFromTheFuture(t *testing.T) {
+	s := newSite(t)
+	s.broker.Now = func() time.Time { return time.Now().Add(5 * 365 * 24 * time.Hour) }
+	id, err := s.enrol(s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.broker.Now = time.Now
+	j := New(s.cfg)
+	if renewed, err := j.Renew(t.Context()); err != nil || renewed.Fingerprint() != id.Fingerprint() || renewed.NotAfter().After(time.Now().Add(2*time.Hour)) {
+		t.Fatalf("%+v, %v", renewed, err)
+	}
+	if behind := j.Clock().Behind(); behind > time.Hour {
+		t.Errorf("behind by %s", behind)
+	}
+	if behind := New(s.cfg).Clock().Behind(); behind > time.Hour {
+		t.Errorf("after a restart behind by %s", behind)
+	}
+}
+
 // TestWaitingWritesNothing: a box may wait for months to be approved.
 func TestWaitingWritesNothing(t *testing.T) {
 	s := newSite(t)

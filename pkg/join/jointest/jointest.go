@@ -97,13 +97,21 @@ func NewBroker(t testing.TB, api *API) *Broker {
 // use makes ring the broker's.
 func (b *Broker) use(t testing.TB, ring *pki.Keyring) {
 	t.Helper()
-	cert, err := ring.IssueBroker("b1", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Now(), time.Hour)
+	b.mu.Lock()
+	b.ring, b.CA = ring, ring.Issuer()
+	b.mu.Unlock()
+	b.Serve(t, time.Now(), time.Hour)
+}
+
+// Serve gives the broker a certificate of that life, as issued at the given time.
+func (b *Broker) Serve(t testing.TB, at time.Time, life time.Duration) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	cert, err := b.ring.IssueBroker("b1", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}, at, life)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.ring, b.CA = ring, ring.Issuer()
 	b.cert.Store(&cert)
 }
 
