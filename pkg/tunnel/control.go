@@ -196,6 +196,9 @@ func (s *Session) start(c *control) {
 		c.src = m.attach(c.raw, s.send)
 	}
 	s.meter.sessionStarted()
+	// One loop may end the session before the next is set going: whoever waits for them waits for all.
+	s.loops.Add(1)
+	defer s.loops.Done()
 	s.loops.Go(func() { s.writeControl(c.raw) })
 	s.loops.Go(func() { s.readControl(c.r) })
 	s.loops.Go(s.heartbeat)
