@@ -290,7 +290,8 @@ func TestEarlyReset(t *testing.T) {
 		t.Error("a stream that was reset before it was accepted was accepted")
 	}
 	m.mu.Lock()
-	if _, ok := m.early[3]; ok {
+	// The agent may have given the stream up as well, after the broker forgot it: that reset is another.
+	if r, ok := m.early[3]; ok && r.Code == wire.Unavailable {
 		t.Error("the reset is remembered after it was obeyed")
 	}
 	m.mu.Unlock()

@@ -77,7 +77,9 @@ func TestRefusals(t *testing.T) {
 	codes := []wire.Code{wire.NotFound, wire.Denied, wire.DialRefused, wire.DialTimeout, wire.Overloaded, wire.Draining, wire.BadRequest, wire.Internal, wire.Unavailable}
 	conform(t, Config{}, func(t *testing.T, p *pair) {
 		for _, code := range codes {
+			refused := make(chan struct{}) // Refuse returns a moment after its answer has arrived
 			p.handle(func(_ context.Context, _ *Session, r *Request) {
+				defer close(refused)
 				if r.Kind != wire.KindDial || r.Target != "other:10250" {
 					t.Errorf("got %s %q", r.Kind, r.Target)
 				}
@@ -90,6 +92,7 @@ func TestRefusals(t *testing.T) {
 			})
 			_, err := p.opener.Open(t.Context(), wire.KindDial, "other:10250")
 			wantRefused(t, err, code)
+			within(t, 10*time.Second, refused, "Refuse to return")
 			if want := `"other:10250": ` + code.String() + ": because of?" + code.String(); !strings.Contains(err.Error(), want) {
 				t.Errorf("error %q does not contain %q", err, want)
 			}
