@@ -74,6 +74,7 @@ func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 		s.Close(code, told)
 		return
 	}
+	s.Admitted()
 	defer b.holders.enter(s, id)()
 	b.board.Serve(s, id.Tenant, id.Name, func() (wire.Code, error) {
 		code, told := wire.OK, ""

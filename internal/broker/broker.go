@@ -28,6 +28,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/hostsfile"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
+	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/switchboard"
 	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/internal/version"
@@ -96,6 +97,7 @@ type broker struct {
 	nodes    *enroll.Nodes
 	board    *switchboard.Board
 	acceptor *tunnel.Acceptor
+	door     *strangers.Door  // of the public port, TCP and UDP
 	hosts    *hostsfile.Files // nil if not wanted
 
 	events    sync.WaitGroup  // what goes on by itself: events at tenants, sessions being closed
@@ -173,6 +175,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	b.nodes = enroll.NewNodes(st, b.log)
 	b.clients = enroll.NewClients(b.tenants, nil)
 	b.board = switchboard.New(switchboard.Config{Registerer: b.metrics, Logger: b.log})
+	b.door = b.newDoor()
 	t := b.cfg.Tunnel
 	b.acceptor = tunnel.NewAcceptor(tunnel.AcceptorConfig{
 		TLS: b.serverTLS(pki.ServerOptions{}, pki.RoleNode),
@@ -188,6 +191,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 			Metrics:           tunnel.NewMetrics(b.metrics),
 		},
 		OnSession:         b.serveSession,
+		Enter:             b.door.Enter,
 		StatelessResetKey: &reset,
 		Logger:            b.log,
 	})
@@ -218,6 +222,8 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		Logger:        b.log, Metrics: enrolMetrics, Audit: b.audit,
 	}), b.log)
 	enrolSrv.TLSConfig = b.serverTLS(pki.ServerOptions{Clients: pki.ClientUnverified, NextProtos: []string{enrollapi.ALPN}}, pki.RoleNode)
+	// One connection, one request: it counts as a stranger's until it is closed, that is answered.
+	enrolSrv.SetKeepAlivesEnabled(false)
 	enrolConns := newConnListener(ln.tcp.Addr())
 
 	fr := front.New(front.Config{
@@ -225,11 +231,13 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 			{Protocol: wire.ALPN, Serve: b.acceptor.ServeConn},
 			{Protocol: enrollapi.ALPN, Serve: enrolConns.hand},
 		},
+		HelloTimeout: b.cfg.Front.Limits.HelloTimeout.Duration, Enter: b.door.Enter,
 		Registerer: b.metrics, Logger: b.log,
 	})
 	eg := egress.New(egress.Config{
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
+		MaxPending: b.cfg.Egress.MaxPending, Enter: b.newEgressDoor().Enter,
 	})
 	approver := enroll.NewApprover(enroll.ApproverConfig{
 		Nodes: b.nodes, Attester: b.board, Bootstrap: minter, Audit: b.audit, Logger: b.log, Metrics: enrolMetrics,

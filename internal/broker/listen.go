@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mooring-edge/mooring/internal/strangers"
 )
 
 // apiDialTimeout bounds the connection to a tenant's API server.
@@ -79,6 +81,22 @@ func listenBoth(addr string) (net.Listener, net.PacketConn, error) {
 	}
 }
 
+// newDoor bounds the strangers at the public port.
+func (b *broker) newDoor() *strangers.Door {
+	l := b.cfg.Front.Limits
+	return strangers.NewDoor(strangers.Config{Port: "front", Registerer: b.metrics, Logger: b.log, Limits: strangers.Limits{
+		Max: l.MaxUnauthenticated, MaxPerSource: l.MaxUnauthenticatedPerSource, Rate: l.AcceptRate, RatePerSource: l.AcceptRatePerSource,
+	}})
+}
+
+// newEgressDoor does so where API servers call. Their rate is their tenants' affair.
+func (b *broker) newEgressDoor() *strangers.Door {
+	most := b.cfg.Egress.MaxUnauthenticated
+	return strangers.NewDoor(strangers.Config{Port: "egress", Registerer: b.metrics, Logger: b.log, Limits: strangers.Limits{
+		Max: most, MaxPerSource: most / 4,
+	}})
+}
+
 func (ln *listeners) close() {
 	for _, c := range []io.Closer{ln.tcp, ln.udp, ln.egress, ln.admin, ln.health} {
 		if c != nil {
@@ -107,8 +125,11 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 func httpServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	var http1 http.Protocols // and no other, also where nobody asks by ALPN
+	http1.SetHTTP1(true)
 	return &http.Server{
 		Handler:           h,
+		Protocols:         &http1,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      2 * time.Minute,

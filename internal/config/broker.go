@@ -31,6 +31,29 @@ type BrokerFront struct {
 	Listen string `json:"listen"`
 	// PublicEndpoint is the host:port by which edge sites reach Listen. Join bundles carry it. Required.
 	PublicEndpoint string `json:"publicEndpoint"`
+	// Limits bound what strangers may cost.
+	Limits BrokerLimits `json:"limits"`
+}
+
+// BrokerLimits bound the connections of the public port, TCP and UDP together, whose peers have not shown who they
+// are: a node's session was not let in yet, a request for enrolment not answered. What is over a bound is closed at
+// once. A source is an IPv4 address or an IPv6 /64: a site behind NAT, or a load balancer that hides its clients.
+type BrokerLimits struct {
+	// HelloTimeout is how long a connection may take to say what it wants; the TLS handshake has as long again.
+	// Default 10s: three retransmissions on a bad link.
+	HelloTimeout Duration `json:"helloTimeout"`
+	// MaxUnauthenticated at one time. Default 4096: one core brings so many through their handshakes in 3 s, long before
+	// these time out, and the memory that they can take stays within some 250 MB.
+	MaxUnauthenticated int `json:"maxUnauthenticated"`
+	// MaxUnauthenticatedPerSource at one time. Default 512: hundreds of nodes behind one NAT come back at once without
+	// one being turned away, and it takes eight sources to shut others out.
+	MaxUnauthenticatedPerSource int `json:"maxUnauthenticatedPerSource"`
+	// AcceptRate is how many connections a second are taken up; four seconds' worth may come at once. Default 1000:
+	// 10,000 nodes that come back at once are in after half a minute, for less than a core of handshakes (0.7 ms each).
+	AcceptRate int `json:"acceptRate"`
+	// AcceptRatePerSource is the same for one source. Default 500: a site of 2,000 nodes is let in at
+	// once, 10,000 behind one address in a minute, and one source leaves half for others.
+	AcceptRatePerSource int `json:"acceptRatePerSource"`
 }
 
 // BrokerEgress is what API servers call.
@@ -42,6 +65,12 @@ type BrokerEgress struct {
 	// HostsDir is where a hosts file with the nodes' names is kept for each tenant, for its API servers'
 	// /etc/hosts: kube-apiserver looks a node's name up before it serves nodes/NAME/proxy. Default empty: none.
 	HostsDir string `json:"hostsDir"`
+	// MaxUnauthenticated is how many connections whose peer has not shown a tenant's certificate there may be at one
+	// time, a quarter of them from one address. Default 2048: an API server makes one for each request.
+	MaxUnauthenticated int `json:"maxUnauthenticated"`
+	// MaxPending is how many dials of one tenant may wait for an answer. Default 500: a tenant
+	// half of whose thousand nodes are cut off at one moment, and are asked for at once, still gets an answer for each.
+	MaxPending int `json:"maxPending"`
 }
 
 // BrokerTunnel bounds the sessions of nodes.
@@ -86,8 +115,12 @@ func DefaultBroker() *Broker {
 		TrustDomain:   "mooring.local",
 		AdminSocket:   "/run/mooring/broker.sock",
 		HealthAddress: "127.0.0.1:9641",
-		Front:         BrokerFront{Listen: ":8443"},
-		Egress:        BrokerEgress{Listen: ":8132", PublicEndpoint: "https://127.0.0.1:8132"},
+		Front: BrokerFront{Listen: ":8443", Limits: BrokerLimits{
+			HelloTimeout:       Duration{10 * time.Second},
+			MaxUnauthenticated: 4096, MaxUnauthenticatedPerSource: 512,
+			AcceptRate: 1000, AcceptRatePerSource: 500,
+		}},
+		Egress: BrokerEgress{Listen: ":8132", PublicEndpoint: "https://127.0.0.1:8132", MaxUnauthenticated: 2048, MaxPending: 500},
 		Tunnel: BrokerTunnel{
 			HeartbeatInterval: Duration{25 * time.Second},
 			HeartbeatTimeout:  Duration{60 * time.Second},
@@ -132,6 +165,9 @@ func (c *Broker) validate(p *problems) {
 	} else {
 		p.check("front.publicEndpoint", certifiable(c.Front.PublicEndpoint))
 	}
+	c.Front.Limits.validate(p)
+	p.check("egress.maxUnauthenticated", intBetween(c.Egress.MaxUnauthenticated, 4, 1_000_000))
+	p.check("egress.maxPending", intBetween(c.Egress.MaxPending, 1, 1_000_000))
 	p.check("egress.listen", listenAddr(c.Egress.Listen))
 	p.check("egress.publicEndpoint", httpsURL(c.Egress.PublicEndpoint))
 	if c.Egress.HostsDir != "" {
@@ -146,4 +182,13 @@ func (c *Broker) validate(p *problems) {
 	}
 	p.check("identity.expiredGrace", between(c.Identity.ExpiredGrace, 0, 100*365*24*time.Hour))
 	validateLog(p, c.Log)
+}
+
+func (l BrokerLimits) validate(p *problems) {
+	const path = "front.limits."
+	p.check(path+"helloTimeout", between(l.HelloTimeout, time.Second, 2*time.Minute))
+	p.check(path+"maxUnauthenticated", intBetween(l.MaxUnauthenticated, 1, 1_000_000))
+	p.check(path+"maxUnauthenticatedPerSource", intBetween(l.MaxUnauthenticatedPerSource, 1, 1_000_000))
+	p.check(path+"acceptRate", intBetween(l.AcceptRate, 1, 1_000_000))
+	p.check(path+"acceptRatePerSource", intBetween(l.AcceptRatePerSource, 1, 1_000_000))
 }

@@ -150,6 +150,13 @@ func TestBrokerValues(t *testing.T) {
 		"front: {publicEndpoint: 'edge_1.example:443'}":                                                       "front.publicEndpoint",
 		"front: {publicEndpoint: 'e:443'}\negress: {publicEndpoint: 'https://a_b:1'}":                         "egress.publicEndpoint",
 		"front: {publicEndpoint: 'e:443'}\ntrustDomain: 192.0.2.1":                                            "trustDomain",
+		"front: {publicEndpoint: 'e:443', limits: {helloTimeout: 1ms}}":                                       "front.limits.helloTimeout",
+		"front: {publicEndpoint: 'e:443', limits: {maxUnauthenticated: 0}}":                                   "front.limits.maxUnauthenticated",
+		"front: {publicEndpoint: 'e:443', limits: {maxUnauthenticatedPerSource: -1}}":                         "front.limits.maxUnauthenticatedPerSource",
+		"front: {publicEndpoint: 'e:443', limits: {acceptRate: 0}}":                                           "front.limits.acceptRate",
+		"front: {publicEndpoint: 'e:443', limits: {acceptRatePerSource: 2000000}}":                            "front.limits.acceptRatePerSource",
+		"front: {publicEndpoint: 'e:443'}\negress: {maxUnauthenticated: 3}":                                   "egress.maxUnauthenticated",
+		"front: {publicEndpoint: 'e:443'}\negress: {maxPending: 0}":                                           "egress.maxPending",
 		"front: {publicEndpoint: 'e:70000'}":                                                                  "front.publicEndpoint",
 		"front: {publicEndpoint: 'e:443', publicendpoint: 'e:443'}\nkubelet: {config: {anything: {goes: 1}}}": "front.publicendpoint",
 	} {

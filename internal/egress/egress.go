@@ -44,6 +44,13 @@ type Config struct {
 	// DialTimeout bounds a dial; the API server itself waits for the answer without a deadline, so
 	// there always is one. Default 20 s.
 	DialTimeout time.Duration
+	// MaxPending is how many of a tenant's dials may wait for an answer. One more is refused as overloaded,
+	// at once. Default 500.
+	MaxPending int
+	// Enter is asked for each connection that is accepted: over a bound it returns an error, and the connection
+	// is closed at once. leave, which is to do nothing but the first time, is called when the peer is known or
+	// the connection closed. It must not block. nil: no bound.
+	Enter func(remote net.Addr) (leave func(), err error)
 	// Registerer takes the metrics; nil leaves them out.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
@@ -55,6 +62,7 @@ type Config struct {
 type Server struct {
 	cfg      Config
 	dials    *prometheus.HistogramVec
+	pending  *pending
 	refusals refusals
 }
 
@@ -63,16 +71,22 @@ func New(cfg Config) *Server {
 	if cfg.DialTimeout == 0 {
 		cfg.DialTimeout = 20 * time.Second
 	}
+	if cfg.MaxPending == 0 {
+		cfg.MaxPending = 500
+	}
+	if cfg.Enter == nil {
+		cfg.Enter = func(net.Addr) (func(), error) { return func() {}, nil }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, refusals: refusals{log: cfg.Audit}, dials: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	s := &Server{cfg: cfg, pending: newPending(cfg.MaxPending), refusals: refusals{log: cfg.Audit}, dials: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "mooring_egress_dial_seconds",
 		Help:    "Time from an API server's CONNECT request to its answer, by tenant and outcome.",
 		Buckets: []float64{.005, .02, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
 	}, []string{"tenant", "outcome"})}
 	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(s.dials)
+		cfg.Registerer.MustRegister(s.dials, s.pending.gauge)
 	}
 	return s
 }
@@ -89,19 +103,22 @@ const (
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	tlsConfig := s.cfg.TLS.Clone()
 	tlsConfig.NextProtos = []string{"http/1.1"}
+	var http1 http.Protocols
+	http1.SetHTTP1(true)
 	srv := &http.Server{
 		Handler:           s,
 		TLSConfig:         tlsConfig,
 		ReadHeaderTimeout: headerTimeout,
 		MaxHeaderBytes:    maxHeader,
-		// A CONNECT can't be told from HTTP/2's by the hijacker: keep h2 off this listener.
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
-		ErrorLog:     slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
-		BaseContext:  func(net.Listener) context.Context { return ctx },
+		// HTTP/2 has no hijacking and ways of its own to flood: keep it off this listener.
+		Protocols:   &http1,
+		ErrorLog:    slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withGuest,
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	err := srv.ServeTLS(l, "", "")
+	err := srv.ServeTLS(guests{l, s.cfg.Enter}, "", "")
 	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -120,6 +137,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a client certificate of an API server is needed: see `broker egress issue`", http.StatusForbidden)
 		return
 	}
+	admitted(r.Context())
 	if r.Method != http.MethodConnect {
 		w.Header().Set("Allow", http.MethodConnect)
 		http.Error(w, "this port takes CONNECT requests of kube-apiserver's egress selector only", http.StatusMethodNotAllowed)
@@ -148,6 +166,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) dial(r *http.Request, tenant string) (net.Conn, error) {
+	end, err := s.pending.begin(tenant)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.DialTimeout)
 	defer cancel()
 	return s.cfg.Dialer.Dial(ctx, tenant, r.Host)

@@ -40,6 +40,11 @@ type fixture struct {
 
 func start(t *testing.T, dial dialerFunc) *fixture {
 	t.Helper()
+	return startWith(t, dial, func(*Config) {})
+}
+
+func startWith(t *testing.T, dial dialerFunc, set func(*Config)) *fixture {
+	t.Helper()
 	ca, err := pki.NewCA("mooring.test", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +58,7 @@ func start(t *testing.T, dial dialerFunc) *fixture {
 		t.Fatal(err)
 	}
 	f := &fixture{ca: ca, addr: l.Addr().String(), onAuthorize: func(pki.Identity) {}}
-	srv := New(Config{
+	cfg := Config{
 		TLS: pki.ServerTLS(func() (*tls.Certificate, error) { return &cert, nil },
 			pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, nil), pki.ServerOptions{AllowTLS12: true}),
 		Authorize: func(id pki.Identity, _ *x509.Certificate) error {
@@ -64,7 +69,9 @@ func start(t *testing.T, dial dialerFunc) *fixture {
 			return nil
 		},
 		Dialer: dial, DialTimeout: 200 * time.Millisecond,
-	})
+	}
+	set(&cfg)
+	srv := New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, l) }()

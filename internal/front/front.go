@@ -19,7 +19,8 @@ import (
 )
 
 // Route takes the connections whose ClientHello offers Protocol. Serve owns the connection, whose
-// bytes start with the hello, and returns when it is done with it.
+// bytes start with the hello, and returns when it is done with it. Until it has called the connection's method
+// Admitted, or closed it, the connection counts as a stranger's (Config.Enter).
 type Route struct {
 	Protocol string // an ALPN protocol id
 	Serve    func(ctx context.Context, conn net.Conn)
@@ -31,9 +32,10 @@ type Config struct {
 	Routes []Route
 	// HelloTimeout bounds the reading of the ClientHello. Default 10 s.
 	HelloTimeout time.Duration
-	// MaxPending bounds connections whose ClientHello is still being read; over it, new ones are
-	// closed at once. Default 1024.
-	MaxPending int
+	// Enter is asked for each connection that is accepted: over a bound it returns an error, and the
+	// connection is closed at once. leave, which is to do nothing but the first time, is called when the
+	// peer is known or the connection closed. It must not block. nil: no bound.
+	Enter func(remote net.Addr) (leave func(), err error)
 	// Registerer takes the metrics; nil leaves them out.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
@@ -41,9 +43,8 @@ type Config struct {
 
 // Server routes connections. Make it with New.
 type Server struct {
-	cfg     Config
-	pending chan struct{}
-	routed  *prometheus.CounterVec
+	cfg    Config
+	routed *prometheus.CounterVec
 }
 
 // New makes a Server; it starts nothing.
@@ -51,15 +52,14 @@ func New(cfg Config) *Server {
 	if cfg.HelloTimeout == 0 {
 		cfg.HelloTimeout = 10 * time.Second
 	}
-	if cfg.MaxPending == 0 {
-		cfg.MaxPending = 1024
+	if cfg.Enter == nil {
+		cfg.Enter = func(net.Addr) (func(), error) { return func() {}, nil }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		cfg:     cfg,
-		pending: make(chan struct{}, cfg.MaxPending),
+		cfg: cfg,
 		routed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_front_connections_total",
 			Help: "TCP connections on the public port, by where they were routed: an ALPN protocol, or none, malformed, timeout, overloaded.",
@@ -96,13 +96,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("public port %s: %w", l.Addr(), err)
 		}
-		select {
-		case s.pending <- struct{}{}:
-			wg.Go(func() { s.serve(ctx, conn) })
-		default:
+		leave, err := s.cfg.Enter(conn.RemoteAddr())
+		if err != nil {
 			s.routed.WithLabelValues("overloaded").Inc()
 			conn.Close()
+			continue
 		}
+		wg.Go(func() { s.serve(ctx, &guest{Conn: conn, leave: leave}) })
 	}
 }
 
@@ -111,23 +111,22 @@ func isTransient(err error) bool {
 	return !errors.Is(err, net.ErrClosed)
 }
 
-func (s *Server) serve(ctx context.Context, conn net.Conn) {
-	route, replay := s.look(ctx, conn)
-	<-s.pending
+func (s *Server) serve(ctx context.Context, conn *guest) {
+	route := s.look(ctx, conn)
 	if route == nil {
 		conn.Close()
 		return
 	}
-	route.Serve(ctx, replay)
+	route.Serve(ctx, conn)
 }
 
 // look reads the hello and finds the route; nil if there is none.
-func (s *Server) look(ctx context.Context, conn net.Conn) (*Route, net.Conn) {
+func (s *Server) look(ctx context.Context, conn *guest) *Route {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	log := s.cfg.Logger.With("remote", conn.RemoteAddr().String())
 	conn.SetReadDeadline(time.Now().Add(s.cfg.HelloTimeout))
-	hello, replay, err := peekHello(conn)
+	hello, replay, err := peekHello(conn.Conn)
 	if err != nil {
 		outcome := "malformed"
 		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
@@ -135,16 +134,17 @@ func (s *Server) look(ctx context.Context, conn net.Conn) (*Route, net.Conn) {
 		}
 		s.routed.WithLabelValues(outcome).Inc()
 		log.Debug("connection closed: no TLS ClientHello", "err", err)
-		return nil, nil
+		return nil
 	}
 	conn.SetReadDeadline(time.Time{})
+	conn.r = replay
 	for i := range s.cfg.Routes {
 		if r := &s.cfg.Routes[i]; slices.Contains(hello.protocols, r.Protocol) {
 			s.routed.WithLabelValues(r.Protocol).Inc()
-			return r, replay
+			return r
 		}
 	}
 	s.routed.WithLabelValues("none").Inc()
 	log.Debug("connection closed: no route", "sni", hello.serverName, "alpn", hello.protocols)
-	return nil, nil
+	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
+
+	"github.com/mooring-edge/mooring/internal/strangers"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -182,9 +184,10 @@ func TestSilentConnectionIsClosed(t *testing.T) {
 	}
 }
 
-func TestPendingIsBounded(t *testing.T) {
+func TestOverTheBoundIsClosedAtOnce(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	addr := serve(t, Config{MaxPending: 2, Registerer: reg})
+	door := strangers.NewDoor(strangers.Config{Limits: strangers.Limits{Max: 2}})
+	addr := serve(t, Config{Enter: door.Enter, Registerer: reg})
 	first, second := dial(t, addr), dial(t, addr)
 	// With both places taken by silent connections, a third is closed at once.
 	third := dial(t, addr)
@@ -197,6 +200,26 @@ func TestPendingIsBounded(t *testing.T) {
 			t.Errorf("an earlier connection did not stay: %v", err)
 		}
 	}
+	if got := counter(t, reg, "overloaded"); got != 1 {
+		t.Errorf("%v refusals are counted, want 1", got)
+	}
+}
+
+// counter is the number of connections that were routed so.
+func counter(t *testing.T, reg *prometheus.Registry, route string) float64 {
+	t.Helper()
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "mooring_front_connections_total" && m.GetLabel()[0].GetValue() == route {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
 }
 
 func isTimeout(err error) bool {

@@ -6,33 +6,35 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"time"
 )
 
-// maxHello bounds the bytes read for one ClientHello. crypto/tls takes handshake messages of up to
-// 64 KiB; hellos with post-quantum key shares have about 2 KiB.
-const maxHello = 64 << 10
+// maxHello bounds the bytes read for one ClientHello, which are kept, a few times over, for each of the thousands
+// of connections that may be in that state. Hellos with post-quantum key shares have about 2 KiB; crypto/tls itself
+// would take 64.
+const maxHello = 16 << 10
 
 // clientHello is what the routing looks at.
 type clientHello struct {
-	serverName string   // SNI, lower-case as crypto/tls gives it; may be empty
+	serverName string   // SNI, in lower case; may be empty
 	protocols  []string // ALPN
 }
 
 var (
 	errSeen     = errors.New("hello seen")
-	errTooLarge = errors.New("ClientHello larger than 64 KiB")
+	errTooLarge = errors.New("ClientHello larger than 16 KiB")
 )
 
 // peekHello reads a ClientHello, however it is split into records or segments, writes nothing, and
-// returns a connection whose bytes start with the hello again. crypto/tls's own parser does the
+// returns a reader of conn's bytes from the hello on. crypto/tls's own parser does the
 // reading: its handshake is let run up to the hello and stopped there.
-func peekHello(conn net.Conn) (clientHello, net.Conn, error) {
+func peekHello(conn net.Conn) (clientHello, io.Reader, error) {
 	var hello clientHello
 	rec := &recorder{conn: conn}
 	err := tls.Server(rec, &tls.Config{
 		GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
-			hello = clientHello{info.ServerName, info.SupportedProtos}
+			hello = clientHello{strings.ToLower(info.ServerName), info.SupportedProtos}
 			return nil, errSeen
 		},
 	}).Handshake()
@@ -42,7 +44,7 @@ func peekHello(conn net.Conn) (clientHello, net.Conn, error) {
 		}
 		return clientHello{}, nil, err
 	}
-	return hello, &replayConn{Conn: conn, r: io.MultiReader(&rec.seen, conn)}, nil
+	return hello, io.MultiReader(&rec.seen, conn), nil
 }
 
 // recorder is the connection that crypto/tls sees: reads are kept, and nothing is written, so that
@@ -74,16 +76,25 @@ func (r *recorder) SetDeadline(time.Time) error      { return nil }
 func (r *recorder) SetReadDeadline(time.Time) error  { return nil }
 func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
 
-// replayConn gives the hello's bytes again, then the connection's.
-type replayConn struct {
+// guest is a connection whose peer nobody knows yet. Once routed it gives the hello's bytes again.
+type guest struct {
 	net.Conn
-	r io.Reader
+	r     io.Reader // set before anybody reads
+	leave func()
 }
 
-func (c *replayConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+func (c *guest) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+// Admitted says that it is known who the peer is: the connection is no stranger's any more.
+func (c *guest) Admitted() { c.leave() }
+
+func (c *guest) Close() error {
+	c.leave()
+	return c.Conn.Close()
+}
 
 // CloseWrite lets a route say its last word and still read. errors.ErrUnsupported: not on such a connection.
-func (c *replayConn) CloseWrite() error {
+func (c *guest) CloseWrite() error {
 	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return h.CloseWrite()
 	}
@@ -91,4 +102,4 @@ func (c *replayConn) CloseWrite() error {
 }
 
 // NetConn lets a route reach the socket below, to tune it.
-func (c *replayConn) NetConn() net.Conn { return c.Conn }
+func (c *guest) NetConn() net.Conn { return c.Conn }

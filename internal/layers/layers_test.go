@@ -42,6 +42,7 @@ var layer = map[string]int{
 	"pkg/health":           10,
 	"internal/version":     10,
 	"internal/audit":       10,
+	"internal/strangers":   10,
 	"internal/layers":      0,
 }
 

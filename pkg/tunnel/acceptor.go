@@ -13,14 +13,6 @@ import (
 
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 	"github.com/quic-go/quic-go"
-	"golang.org/x/time/rate"
-)
-
-const (
-	// retryRate is how many QUIC handshakes a second are taken up without proof that
-	// the address they come from is the sender's, retryBurst how many at once.
-	retryRate  = 100
-	retryBurst = 200
 )
 
 // AcceptorConfig is what an Acceptor needs.
@@ -34,8 +26,15 @@ type AcceptorConfig struct {
 	Config Config
 	// OnSession is called for each session once both have said hello, in a
 	// goroutine of its own; the session lives on when it returns. ctx ends with
-	// the session. May be nil.
+	// the session. Who lets the session in calls Admitted. May be nil.
 	OnSession func(ctx context.Context, s *Session)
+	// Enter is asked before a QUIC handshake is taken up, with its source, or nil where
+	// nobody has proven that the sender has that address. What it returns an error for is
+	// refused at once; leave is called once the session was admitted or is gone. It
+	// must not block: it holds up what else arrives. nil: no bound. A TCP connection
+	// passed such a bound before it comes here, and has a method Admitted if that
+	// wants to be told.
+	Enter func(source net.Addr) (leave func(), err error)
 	// HandshakeTimeout is Config.HandshakeTimeout, if that is not set.
 	HandshakeTimeout time.Duration
 	// StatelessResetKey must survive restarts: by it an agent that sends to a broker
@@ -51,6 +50,7 @@ type Acceptor struct {
 	tls       *tls.Config
 	cfg       Config
 	onSession func(ctx context.Context, s *Session)
+	enter     func(net.Addr) (func(), error)
 	resetKey  *quic.StatelessResetKey
 	log       *slog.Logger
 }
@@ -63,7 +63,10 @@ func NewAcceptor(c AcceptorConfig) *Acceptor {
 	if c.Config.Logger == nil {
 		c.Config.Logger = c.Logger
 	}
-	a := &Acceptor{cfg: c.Config.populate(), onSession: c.OnSession}
+	a := &Acceptor{cfg: c.Config.populate(), onSession: c.OnSession, enter: c.Enter}
+	if a.enter == nil {
+		a.enter = func(net.Addr) (func(), error) { return func() {}, nil }
+	}
 	a.log = a.cfg.Logger
 	if c.TLS != nil {
 		a.tls = serverTLS(c.TLS)
@@ -118,11 +121,12 @@ func (a *Acceptor) ServeQUIC(ctx context.Context, pc net.PacketConn) error {
 	if err := verifies(a.tls); err != nil {
 		return err
 	}
-	limit := rate.NewLimiter(retryRate, retryBurst)
+	door := newQUICDoor(a.enter)
 	tr := &quic.Transport{
 		Conn:                pc,
 		StatelessResetKey:   a.resetKey,
-		VerifySourceAddress: func(net.Addr) bool { return !limit.Allow() },
+		VerifySourceAddress: door.wantsProof,
+		ConnContext:         door.take,
 	}
 	ln, err := tr.Listen(a.tls, quicConfig(a.cfg))
 	if err != nil {
@@ -178,7 +182,14 @@ func (a *Acceptor) handshake(ctx context.Context, c net.Conn) (*link, error) {
 	if p := tc.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
 		return nil, fmt.Errorf("the client did not ask for %s by ALPN", wire.ALPN)
 	}
-	return newYamuxLink(tc, cc, false, a.cfg)
+	l, err := newYamuxLink(tc, cc, false, a.cfg)
+	if err != nil {
+		return nil, err
+	}
+	if w, ok := c.(interface{ Admitted() }); ok {
+		l.admitted = w.Admitted
+	}
+	return l, nil
 }
 
 // lingeringClose lets the other side read the alert that says why the handshake failed: a client of TLS
@@ -205,6 +216,8 @@ func (a *Acceptor) serve(ctx context.Context, l *link) {
 	}
 	if a.onSession != nil {
 		s.handlers.Go(func() { a.onSession(s.ctx, s) })
+	} else {
+		s.Admitted()
 	}
 	select {
 	case <-s.done:

@@ -70,6 +70,8 @@ type link struct {
 	acked bool
 	// sent counts the packets sent, repetitions included; nil where that is not known.
 	sent func() uint64
+	// admitted is to be called once it is known who the other side is; nil: nobody asks.
+	admitted func()
 	// explain turns an error of the mux into the reason why a session ended.
 	explain func(error) *ClosedError
 }

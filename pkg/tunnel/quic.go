@@ -47,6 +47,7 @@ type quicMux struct {
 // newQUICLink takes conn over, after its handshake.
 func newQUICLink(conn *quic.Conn, dialled bool, release func()) *link {
 	return &link{
+		admitted:  admittedOf(conn),
 		mux:       &quicMux{conn: conn, release: release},
 		transport: TransportQUIC,
 		dialled:   dialled,

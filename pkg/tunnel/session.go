@@ -138,6 +138,15 @@ func (s *Session) Stats() Stats {
 	}
 }
 
+// Admitted says that the accepting side knows whose the session is and has let it in.
+// Until then it counts as a stranger's (AcceptorConfig.Enter). Calls after the
+// first, and those of the dialling side, do nothing.
+func (s *Session) Admitted() {
+	if s.l.admitted != nil {
+		s.l.admitted()
+	}
+}
+
 // Close ends the session and its streams. The other side learns code and msg.
 // It returns when all is torn down, within some two seconds even if the other
 // side takes nothing any more; handlers may still be on their way out.

@@ -220,6 +220,8 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &ClosedError{Code: wire.Unavailable, Message: "the connection was closed without a goodbye", Remote: true}
+	case errors.Is(err, errYamuxPing):
+		return &ClosedError{Code: wire.BadRequest, Message: errYamuxPing.Error()}
 	case errors.Is(err, syscall.ECONNRESET):
 		return &ClosedError{Code: wire.Unavailable, Remote: true, Err: err}
 	}

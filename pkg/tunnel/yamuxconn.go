@@ -16,6 +16,7 @@ type frameConn struct {
 	cork *corkConn
 	body bool // a header was written, its body is next; used by yamux's one writer
 	in   atomic.Uint64
+	seen yamuxGuard            // used by yamux's one reader
 	err  atomic.Pointer[error] // the first one
 	lost func()                // called once the connection is of no more use, before yamux knows it
 }
@@ -29,6 +30,9 @@ const (
 func (c *frameConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.in.Add(uint64(n))
+	if gerr := c.seen.check(p[:n]); gerr != nil {
+		n, err = 0, gerr
+	}
 	return n, c.note(err)
 }
 
