@@ -37,6 +37,7 @@ var layer = map[string]int{
 	"internal/config":      20,
 	"internal/enrollapi":   10,
 	"internal/durable":     10,
+	"internal/relay":       10,
 	"pkg/tunnel/wire":      10,
 	"internal/splice":      10,
 	"pkg/health":           10,
@@ -75,6 +76,12 @@ var forbidden = []struct {
 		imports: []string{"k8s.io/client-go/kubernetes", "go.etcd.io/", module + "internal/store", module + "internal/broker"},
 		deep:    true,
 		reason:  "the agent stays lean: nothing of the broker's weight reaches it",
+	},
+	{
+		in:      []string{"cmd/edge-agent", "cmd/broker"},
+		imports: []string{module + "internal/relay"},
+		deep:    true,
+		reason:  "bad networks are for tests to make",
 	},
 	{
 		in:      []string{"internal/pki"},

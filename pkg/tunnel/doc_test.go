@@ -32,6 +32,7 @@ func TestDocAgrees(t *testing.T) {
 		fmt.Sprintf("| %d MiB (`StreamWindow`)", c.StreamWindow>>20),
 		fmt.Sprintf("| %d MiB (`SessionWindow`)", c.SessionWindow>>20),
 		fmt.Sprintf("more than %d handshakes a second, %d at once, or %d under way", retryRate, retryBurst, maxUnproven),
+		fmt.Sprintf("Datagrams are of %d bytes at most", quicPacketSize),
 		fmt.Sprintf("waits up to %.0f s for that", lingerTime.Seconds()),
 		fmt.Sprintf("beside it after %.1f s", defaultHeadStart.Seconds()),
 		fmt.Sprintf("a span: %.1f s, doubled each time up to %.0f s", defaultBackoffMin.Seconds(), defaultBackoffMax.Seconds()),

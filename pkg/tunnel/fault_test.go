@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/relay"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 	"golang.org/x/sys/unix"
 )
@@ -18,28 +19,6 @@ import (
 func quick(c Config) Config {
 	c.HeartbeatInterval, c.HeartbeatTimeout, c.ProbeTimeout = 50*time.Millisecond, 500*time.Millisecond, 200*time.Millisecond
 	return c
-}
-
-// relayed makes a session through a relay.
-func relayed(t *testing.T, tr Transport, agentCfg, brokerCfg Config) (agent, brk *Session, r *relay) {
-	t.Helper()
-	b := startBroker(t, AcceptorConfig{Config: brokerCfg})
-	r = startRelay(t, b.addr)
-	agent, brk = dialTo(t, b, r.addr, tr, agentCfg)
-	return agent, brk, r
-}
-
-func TestBlackHole(t *testing.T) {
-	t.Parallel() // it mostly waits
-	eachTransport(t, func(t *testing.T, tr Transport) {
-		agent, brk, r := relayed(t, tr, quick(Config{}), quick(Config{}))
-		waitFor(t, func() bool { return agent.Stats().RTT > 0 && brk.Stats().RTT > 0 }, "a heartbeat")
-		r.hole.Store(true)
-		for _, s := range []*Session{agent, brk} {
-			within(t, 5*time.Second, s.Done(), "the session to end")
-			wantClosed(t, s.Err(), wire.HeartbeatLost, false)
-		}
-	})
 }
 
 // TestFault02UDPDiesMidSession: with heartbeats far apart, what is sent and not
@@ -52,7 +31,7 @@ func TestFault02UDPDiesMidSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.hole.Store(true)
+	both(r, relay.Path{Hole: true})
 	if _, err := st.Write([]byte("are you there?")); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +45,7 @@ func TestOpenIntoBlackHoleEndsSession(t *testing.T) {
 	eachTransport(t, func(t *testing.T, tr Transport) {
 		cfg := Config{OpenTimeout: 200 * time.Millisecond, ProbeTimeout: 300 * time.Millisecond}
 		_, brk, r := relayed(t, tr, cfg, cfg)
-		r.hole.Store(true)
+		both(r, relay.Path{Hole: true})
 		_, err := brk.Open(t.Context(), wire.KindDial, "node:1")
 		wantRefused(t, err, wire.DialTimeout)
 		within(t, 5*time.Second, brk.Done(), "the session to end")
@@ -82,8 +61,8 @@ func TestRestartedBrokerIsNoticed(t *testing.T) {
 	first := startBroker(t, AcceptorConfig{StatelessResetKey: &key})
 	second := startBroker(t, AcceptorConfig{StatelessResetKey: &key})
 	r := startRelay(t, first.addr)
-	agent, _ := dialTo(t, first, r.addr, TransportQUIC, Config{OpenTimeout: 5 * time.Second})
-	r.leadTo(second.addr)
+	agent, _ := dialTo(t, first, r.Addr(), TransportQUIC, Config{OpenTimeout: 5 * time.Second})
+	r.LeadTo(second.addr)
 	_, err := agent.Open(t.Context(), wire.KindAPI, "")
 	if err == nil {
 		t.Fatal("opened a stream at a broker that does not know the session")
@@ -93,53 +72,6 @@ func TestRestartedBrokerIsNoticed(t *testing.T) {
 	if !strings.Contains(agent.Err().Error(), "restarted") {
 		t.Errorf("error %q does not say what happened", agent.Err())
 	}
-}
-
-// TestCloseNeverHangs: nothing gets through any more, buffers are full, writers
-// are stuck; Close of streams and of the session return all the same.
-func TestCloseNeverHangs(t *testing.T) {
-	t.Parallel() // it mostly waits
-	eachTransport(t, func(t *testing.T, tr Transport) {
-		agent, brk, r := relayed(t, tr, Config{Handler: echo}, Config{Handler: echo})
-		var streams []*Stream
-		for i := range 20 {
-			st, err := []*Session{agent, brk}[i%2].Open(t.Context(), wire.KindDial, "node:1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			streams = append(streams, st)
-		}
-		r.hole.Store(true)
-		released := make(chan struct{}, len(streams))
-		for _, st := range streams {
-			go func() {
-				_, _ = st.Write(make([]byte, 16<<20)) // more than any window
-				released <- struct{}{}
-			}()
-		}
-		waitFor(t, func() bool { // the buffers are full: nothing moves any more
-			before := agent.Stats().BytesOut + brk.Stats().BytesOut
-			time.Sleep(50 * time.Millisecond)
-			return agent.Stats().BytesOut+brk.Stats().BytesOut == before
-		}, "writers to be stuck")
-		start := time.Now()
-		for _, st := range streams[:10] {
-			_ = st.Close()
-		}
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("closing ten streams took %s", d)
-		}
-		for _, s := range []*Session{agent, brk} {
-			start = time.Now()
-			_ = s.Close(wire.Shutdown, "")
-			if d := time.Since(start); d > 4*time.Second {
-				t.Errorf("Close took %s", d)
-			}
-		}
-		for range streams {
-			within(t, 5*time.Second, released, "writers to be let go")
-		}
-	})
 }
 
 func TestBrokerStops(t *testing.T) {

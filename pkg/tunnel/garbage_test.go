@@ -93,7 +93,7 @@ func wantGoodbye(t *testing.T, st muxStream, code wire.Code) {
 	}
 }
 
-func TestBadBeginnings(t *testing.T) {
+func TestFault37GarbageAtTheBeginning(t *testing.T) {
 	control := preamble(wire.KindControl, "")
 	for name, tc := range map[string]struct {
 		first  []byte
@@ -132,7 +132,7 @@ func TestBadBeginnings(t *testing.T) {
 	}
 }
 
-func TestBadSessions(t *testing.T) {
+func TestFault37GarbageInASession(t *testing.T) {
 	for name, tc := range map[string]struct {
 		control []byte // sent behind the hello
 		stream  []byte // sent on a second stream
@@ -253,8 +253,8 @@ func TestStreamWithoutPreamble(t *testing.T) {
 	})
 }
 
-// TestFlood: an agent that opens streams without end is cut off before they weigh.
-func TestFlood(t *testing.T) {
+// TestFault37Flood: an agent that opens streams without end is cut off before they weigh.
+func TestFault37Flood(t *testing.T) {
 	b := startBroker(t, AcceptorConfig{Config: Config{MaxStreams: 10, MaxPending: 10}})
 	l := rawLink(t, b.addr, TransportTCP)
 	rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))

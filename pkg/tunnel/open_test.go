@@ -1,10 +1,8 @@
 package tunnel
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
 	"os"
 	"runtime"
 	"strings"
@@ -127,104 +125,6 @@ func TestOpenTimeout(t *testing.T) {
 		}, "the probe to be answered")
 		if err := p.opener.Err(); err != nil {
 			t.Errorf("session died: %v", err)
-		}
-	})
-}
-
-func TestStalledReaderStallsOnlyItself(t *testing.T) {
-	conform(t, Config{}, func(t *testing.T, p *pair) {
-		const stalls = 8
-		stuck := make(chan error, stalls)
-		for range stalls {
-			stalled, far := p.connect(t) // nobody reads far
-			go func() {
-				_, err := stalled.Write(make([]byte, 16<<20)) // more than any window
-				stuck <- err
-			}()
-			defer stalled.Close()
-			defer far.Close()
-		}
-		waitFor(t, func() bool { // their windows are full: nothing moves any more
-			before := p.opener.l.heard()
-			time.Sleep(50 * time.Millisecond)
-			return p.opener.l.heard() == before
-		}, "writers to be stuck")
-		defer func() {
-			if len(stuck) > 0 {
-				t.Errorf("a writer whose reader stalled was done: %v", <-stuck)
-			}
-		}()
-		p.handle(echo)
-		var wg sync.WaitGroup
-		for i := range 100 {
-			wg.Go(func() {
-				st, err := p.opener.Open(t.Context(), wire.KindDial, "node:10250")
-				if err != nil {
-					t.Errorf("open: %v", err)
-					return
-				}
-				defer st.Close()
-				_ = st.SetDeadline(time.Now().Add(20 * time.Second))
-				want := bytes.Repeat([]byte{byte(i)}, 20_000)
-				go func() {
-					_, _ = st.Write(want)
-					_ = st.CloseWrite()
-				}()
-				if got, err := io.ReadAll(st); err != nil || !bytes.Equal(got, want) {
-					t.Errorf("stream %d: %d bytes, %v", i, len(got), err)
-				}
-			})
-		}
-		wg.Wait()
-	})
-}
-
-func TestStreamCap(t *testing.T) {
-	conform(t, Config{MaxStreams: 5}, func(t *testing.T, p *pair) {
-		var open []*Stream
-		for range 5 {
-			open = append(open, p.open(t))
-		}
-		start := time.Now()
-		_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-		wantRefused(t, err, wire.Overloaded)
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("took %s, want an answer at once", d)
-		}
-		_ = open[0].Close()
-		waitFor(t, func() bool {
-			st, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-			if err == nil {
-				open[0] = st
-			}
-			return err == nil
-		}, "a closed stream to make room for another")
-		for _, st := range open {
-			_ = st.Close()
-		}
-	})
-}
-
-func TestStreamCapOfTheOtherSide(t *testing.T) {
-	eachTransport(t, func(t *testing.T, tr Transport) {
-		agent, _ := dialPair(t, tr, Config{MaxStreams: 2000, MaxPending: 256}, Config{MaxStreams: 3, Handler: echo})
-		var open []*Stream
-		for i := range 400 {
-			st, err := agent.Open(t.Context(), wire.KindAPI, "")
-			if err == nil {
-				open = append(open, st)
-				continue
-			}
-			wantRefused(t, err, wire.Overloaded)
-			if i < 3 {
-				t.Fatalf("open %d was refused", i)
-			}
-		}
-		if len(open) != 3 {
-			t.Errorf("%d streams were accepted, want 3", len(open))
-		}
-		for _, st := range open {
-			_ = st.Close()
 		}
 	})
 }

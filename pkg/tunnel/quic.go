@@ -16,6 +16,11 @@ import (
 // Config.StreamWindow for readers that keep up.
 const quicInitialWindow = 512 << 10
 
+// quicPacketSize is the size of datagrams from the first to the last: the least that QUIC allows, which every path takes
+// that can carry QUIC at all. Larger ones are not looked for: quic-go does not go back from a size that a path took once,
+// and bulk would stop for good where a path changes, while heartbeats, which are small, still passed.
+const quicPacketSize = 1200
+
 // quicConfig is the transport's configuration for either end. Keep-alives are
 // off: the heartbeat does their work, and tells a dead process from a live one.
 func quicConfig(c Config) *quic.Config {
@@ -31,6 +36,9 @@ func quicConfig(c Config) *quic.Config {
 		// Beyond MaxStreams there is room for streams that are being refused.
 		MaxIncomingStreams:    int64(maxLive(c)),
 		MaxIncomingUniStreams: -1,
+
+		InitialPacketSize:       quicPacketSize,
+		DisablePathMTUDiscovery: true,
 	}
 }
 

@@ -282,14 +282,13 @@ func (m *yamuxMux) remember(r wire.Reset) {
 	m.early[r.Stream] = r
 }
 
-// sendReset returns once the frame is on its way, or the session gone.
-func (m *yamuxMux) sendReset(r wire.Reset) {
+// sendReset returns true once the frame is on its way, false if it can not be, as the session is
+// ending: then a FIN must not follow either, which could still get out and would pass for a clean end.
+func (m *yamuxMux) sendReset(r wire.Reset) bool {
 	m.mu.Lock()
 	send := m.send
 	m.mu.Unlock()
-	if send != nil {
-		_ = send(wire.AppendReset(nil, r), m.ys.CloseChan())
-	}
+	return send == nil || send(wire.AppendReset(nil, r), m.ys.CloseChan()) == nil
 }
 
 // yamuxLogger hands yamux's words on. They are details: what ended a session is told by the session.

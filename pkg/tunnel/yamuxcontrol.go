@@ -2,9 +2,8 @@ package tunnel
 
 import (
 	"io"
+	"slices"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // attach takes the control stream into use for resets, and returns the reader
@@ -18,7 +17,7 @@ func (m *yamuxMux) attach(ctl muxStream, send func([]byte, <-chan struct{}) erro
 }
 
 // detach says that no more control frames are obeyed.
-func (m *yamuxMux) detach() { m.pass(true) }
+func (m *yamuxMux) detach() { m.passAll() }
 
 // barrier returns once all control frames were obeyed that arrived before the
 // call; false means that the session ended instead. It works by a deadline on
@@ -40,40 +39,57 @@ func (m *yamuxMux) barrier() bool {
 	return !m.ctlDone
 }
 
-// pass lets the waiting barriers go.
-func (m *yamuxMux) pass(done bool) {
+// barriers returns how many wait.
+func (m *yamuxMux) barriers() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.ctlDone = m.ctlDone || done
-	if m.ctl != nil && !m.gone.Load() {
-		_ = m.ctl.SetReadDeadline(time.Time{})
-	}
-	for _, w := range m.waiting {
+	return len(m.waiting)
+}
+
+// pass lets the first n of the waiting barriers go. The deadline stays for the others.
+func (m *yamuxMux) pass(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, w := range m.waiting[:n] {
 		close(w)
 	}
-	clear(m.waiting)
-	m.waiting = m.waiting[:0]
+	m.waiting = slices.Delete(m.waiting, 0, n)
+	if len(m.waiting) == 0 && m.ctl != nil && !m.gone.Load() {
+		_ = m.ctl.SetReadDeadline(time.Time{})
+	}
+}
+
+// passAll lets all go, and those to come.
+func (m *yamuxMux) passAll() {
+	m.mu.Lock()
+	m.ctlDone = true
+	n := len(m.waiting)
+	m.mu.Unlock()
+	m.pass(n)
 }
 
 // controlReader reads the control stream and lets barriers pass when it has read all.
 type controlReader struct {
 	m  *yamuxMux
-	ys *yamux.Stream
+	ys io.Reader
 }
 
 // Read implements io.Reader. It is called again only when all it returned before was obeyed.
 func (r *controlReader) Read(p []byte) (int, error) {
 	for {
+		// Only for those who waited before is there nothing left: what a later one waits for may have come since
+		// this read found nothing.
+		due := r.m.barriers()
 		n, err := r.ys.Read(p)
 		switch {
 		case n > 0:
 			return n, nil
 		case isTimeout(err) && !r.m.gone.Load():
-			r.m.pass(false)
+			r.m.pass(due)
 		case err == nil: // an empty p
 			return 0, nil
 		default:
-			r.m.pass(true)
+			r.m.passAll()
 			if r.m.gone.Load() {
 				err = errMuxGone
 			}

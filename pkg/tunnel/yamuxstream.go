@@ -208,8 +208,9 @@ func (y *yamuxStream) abortWrite(code wire.Code) {
 	y.stopWriting(&ResetError{Code: code})
 	y.mu.Unlock()
 	y.m.spawn(func() {
-		y.m.sendReset(wire.Reset{Stream: y.ys.StreamID(), Code: code, What: wire.ResetSend})
-		y.fin()
+		if y.m.sendReset(wire.Reset{Stream: y.ys.StreamID(), Code: code, What: wire.ResetSend}) {
+			y.fin()
+		}
 	})
 }
 
@@ -249,10 +250,9 @@ func (y *yamuxStream) end(code wire.Code, why error, abnormal bool) {
 
 // finish says what there is to say, and stays until the other side has said it too.
 func (y *yamuxStream) finish(r wire.Reset) {
-	if r.What != 0 {
-		y.m.sendReset(r) // before the FIN
+	if r.What == 0 || y.m.sendReset(r) { // before the FIN
+		y.fin()
 	}
-	y.fin()
 	y.rmu.Lock()
 	defer y.rmu.Unlock()
 	y.mu.Lock()
