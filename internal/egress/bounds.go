@@ -45,6 +45,9 @@ func (c *guest) Close() error {
 	return c.Conn.Close()
 }
 
+// NetConn lets the splice reach the TCP connection below, to reset it.
+func (c *guest) NetConn() net.Conn { return c.Conn }
+
 type guestKey struct{}
 
 // withGuest keeps a connection's guest where its requests find it; it is an http.Server's ConnContext.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,4 +86,20 @@ func TestStrangersAreBounded(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	f.connect(t, "acme", "edge-1:10250")
+}
+
+// A transfer that is cut must not look complete: the reset reaches the socket below TLS and the place at the door.
+func TestCutAtTheNodeIsAResetForTheAPIServer(t *testing.T) {
+	near, far := pair(t)
+	f := start(t, func(context.Context, string, string) (net.Conn, error) { return near, nil })
+	_, r, _ := f.connect(t, "acme", "edge-1:10250")
+	io.WriteString(far, "half of it")
+	if _, err := io.ReadFull(r, make([]byte, len("half of it"))); err != nil {
+		t.Fatal(err)
+	}
+	far.(*net.TCPConn).SetLinger(0)
+	far.Close()
+	if n, err := r.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %d, %v; want a reset", n, err)
+	}
 }
