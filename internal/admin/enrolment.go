@@ -199,7 +199,7 @@ func (b *Broker) approveBox(r *http.Request) (any, error) {
 	}
 	node, box, err := b.Tokens.Approve(r.Context(), enroll.Approval{Fingerprint: req.Fingerprint, Tenant: req.Tenant, NodeName: req.NodeName})
 	if err != nil {
-		return nil, refused(err)
+		return nil, b.notDecided(r, "approve", "", req, err)
 	}
 	b.record(r, "approve", "", node.Tenant, node.Name, boxDetail(box))
 	return ApproveResponse{Tenant: node.Tenant, Node: node.Name, Fingerprint: node.SPKI}, nil
@@ -218,10 +218,19 @@ func (b *Broker) decideBox(r *http.Request, decide func(context.Context, string)
 	}
 	box, err := decide(r.Context(), req.Fingerprint)
 	if err != nil {
-		return nil, refused(err)
+		return nil, b.notDecided(r, "deny", action, req, err)
 	}
 	b.record(r, "deny", action, box.Tenant, "", boxDetail(box))
 	return pendingBox(box), nil
+}
+
+// notDecided records a decision on a waiting box that an operator asked for and that was not made, and says why.
+func (b *Broker) notDecided(r *http.Request, event, action string, req ApproveRequest, err error) error {
+	ev := b.event(r, event, req.Tenant, req.NodeName)
+	ev.Outcome, ev.Reason = audit.Refused, err.Error()
+	ev.Detail = map[string]string{"fingerprint": req.Fingerprint, "action": action}
+	b.Audit.Record(ev)
+	return refused(err)
 }
 
 func boxDetail(box enroll.PendingRecord) map[string]string {

@@ -211,6 +211,25 @@ func TestReplacedBoxIsCut(t *testing.T) {
 	wantEnd(t, old.connectAs(t, r, line{instance: instance(2), ancestors: []string{instance(1)}, generation: 2}), wire.Revoked, "the old box again")
 }
 
+// What an operator tried and was not done is on record too.
+func TestRefusedDecisionsAreRecorded(t *testing.T) {
+	r := startBroker(t, t.TempDir())
+	nobody := strings.Repeat("ab", 16)
+	if _, err := r.client.Approve(t.Context(), admin.ApproveRequest{Fingerprint: nobody, Tenant: "acme"}); err == nil {
+		t.Error("a box that does not wait was approved")
+	}
+	for _, forget := range []bool{false, true} {
+		if _, err := r.client.Deny(t.Context(), nobody, forget); err == nil {
+			t.Errorf("a box that does not wait was denied (forget: %v)", forget)
+		}
+	}
+	log := r.auditLog(t)
+	if n := strings.Count(log, `"outcome":"refused"`); n != 3 || strings.Count(log, nobody) < 3 ||
+		strings.Count(log, `"event":"approve"`) != 1 || strings.Count(log, `"event":"deny"`) != 2 {
+		t.Errorf("audit log:\n%s", log)
+	}
+}
+
 // Two boxes from one disk: both are cut, told why and kept out, until an operator chooses.
 func TestFault20ClonedDisk(t *testing.T) {
 	r := startBroker(t, t.TempDir())
