@@ -16,18 +16,35 @@ const (
 	defaultBackoffMin   = 500 * time.Millisecond
 	defaultBackoffMax   = 60 * time.Second
 	defaultTickInterval = 5 * time.Second
+	defaultProbeMin     = time.Minute
+	defaultProbeMax     = 30 * time.Minute
+	defaultRetire       = time.Hour
 	// lastingSession is how long a session must have been up for the backoff to start again.
 	lastingSession = 10 * time.Second
 )
 
 // ClientConfig is what a Client needs. The zero value of each field means its default.
 type ClientConfig struct {
-	// Dialer is asked before each attempt. It must be set.
+	// Dialer is asked before each attempt. It must be set. With TransportAuto, Dialer.First is the client's to choose.
 	Dialer func() *Dialer
 	// OnUp is called with each new session, OnDown with the reason each time one
 	// ended or could not be made; both from the client's loop, which waits. May be nil.
+	// A session that took the place of one that goes on (a handover) is told by OnUp alone.
 	OnUp   func(*Session)
 	OnDown func(error)
+	// Network names the network that this machine is in now; what is learned of transports is remembered by it.
+	// nil: there is one.
+	Network func() string
+	// ProbeMin is how long a session on TCP lives before QUIC is tried again (default 1 min), if the transport is
+	// TransportAuto; doubled with each time that it comes to nothing, up to ProbeMax (default 30 min). All with a jitter
+	// of half of it. A QUIC that answers takes over, and what runs over TCP goes on there.
+	ProbeMin, ProbeMax time.Duration
+	// Remembered is what OnRemember was last given, in an earlier life. OnRemember is called from the client's loop,
+	// which waits, when there is something new to remember. Both may be nil. Bytes that are no memory are ignored.
+	Remembered []byte
+	OnRemember func([]byte)
+	// RetireTimeout bounds how long a session that another took over from goes on for the sake of its streams. Default 1 h.
+	RetireTimeout time.Duration
 	// Tick is called from the client's loop at least every TickInterval (default
 	// 5 s) as long as that loop goes round. May be nil.
 	Tick         func()
@@ -49,7 +66,8 @@ type ClientConfig struct {
 
 // Client keeps a session up: it dials, waits for its end, and dials again.
 type Client struct {
-	cfg ClientConfig
+	cfg    ClientConfig
+	policy *policy // used by Run's goroutine alone
 
 	mu      sync.Mutex // guards the following
 	current *Session   // nil: none is up
@@ -64,11 +82,21 @@ func NewClient(c ClientConfig) *Client {
 	setDefault(&c.BackoffMin, defaultBackoffMin)
 	setDefault(&c.BackoffMax, defaultBackoffMax)
 	c.BackoffMax = max(c.BackoffMax, c.BackoffMin)
+	setDefault(&c.ProbeMin, defaultProbeMin)
+	setDefault(&c.ProbeMax, defaultProbeMax)
+	c.ProbeMax = max(c.ProbeMax, c.ProbeMin)
+	setDefault(&c.RetireTimeout, defaultRetire)
 	if c.OnUp == nil {
 		c.OnUp = func(*Session) {}
 	}
 	if c.OnDown == nil {
 		c.OnDown = func(error) {}
+	}
+	if c.Network == nil {
+		c.Network = func() string { return "" }
+	}
+	if c.OnRemember == nil {
+		c.OnRemember = func([]byte) {}
 	}
 	if c.Tick == nil {
 		c.Tick = func() {}
@@ -85,23 +113,52 @@ func NewClient(c ClientConfig) *Client {
 	if c.jitter == nil {
 		c.jitter = func(d time.Duration) time.Duration { return rand.N(d + 1) }
 	}
-	return &Client{cfg: c, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	p := newPolicy(c.ProbeMin, c.ProbeMax)
+	p.restore(c.Remembered)
+	return &Client{cfg: c, policy: p, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
+}
+
+// Open opens a stream on the session that is up, or waits for one. One that takes no more streams is
+// not asked again: the next is waited for. Errors are those of Session.Open, or ctx's.
+func (c *Client) Open(ctx context.Context, kind wire.Kind, target string) (*Stream, error) {
+	for {
+		s, changed, err := c.await(ctx)
+		if err != nil {
+			return nil, err
+		}
+		st, err := s.Open(ctx, kind, target)
+		var refused *RefusedError
+		if err == nil || !errors.As(err, &refused) || refused.Code != wire.Draining {
+			return st, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // Session returns the session that is up, or waits for one. One that is
 // draining counts as up until it has ended: its open streams go on.
 func (c *Client) Session(ctx context.Context) (*Session, error) {
+	s, _, err := c.await(ctx)
+	return s, err
+}
+
+// await also returns a channel that is closed when the session is no longer the one that is up.
+func (c *Client) await(ctx context.Context) (*Session, <-chan struct{}, error) {
 	for {
 		c.mu.Lock()
 		s, changed := c.current, c.changed
 		c.mu.Unlock()
 		if s != nil && s.Err() == nil {
-			return s, nil
+			return s, changed, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the tunnel to be up: %w", context.Cause(ctx))
+			return nil, nil, fmt.Errorf("wait for the tunnel to be up: %w", context.Cause(ctx))
 		}
 	}
 }
@@ -154,10 +211,13 @@ type clientLoop struct {
 	*Client
 	ticker   *time.Ticker
 	failures int            // attempts in a row that led to no lasting session
+	choosing bool           // the transport of the last attempt was the policy's choice
+	network  string         // it was made in, if so
+	since    time.Time      // when the session that is up came up
 	past     sync.WaitGroup // sessions that ended and whose handlers are on their way out
 }
 
-// once dials one session, stays with it to its end, and returns how long to wait.
+// once dials a session, stays until it and those that took over from it have ended, and returns how long to wait.
 func (c *clientLoop) once(ctx context.Context) time.Duration {
 	c.unwake()
 	s, err := c.connect(ctx)
@@ -173,11 +233,11 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 		c.cfg.OnDown(err)
 		return wait
 	}
-	since := time.Now()
-	c.cfg.Logger.Info("the tunnel is up", "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
-	c.setCurrent(s)
-	c.cfg.OnUp(s)
-	c.tickUntil(ctx, s.Done())
+	for next := s; next != nil; {
+		s = next
+		c.up(s)
+		next = c.stay(ctx, s)
+	}
 	c.unwake() // else all nodes that have renewed since would come back at once when a broker restarts
 	c.setCurrent(nil)
 	if ctx.Err() != nil {
@@ -185,13 +245,31 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 		c.cfg.OnDown(s.Err())
 		return 0
 	}
+	return c.down(s)
+}
+
+// up makes s the session that is up.
+func (c *clientLoop) up(s *Session) {
+	c.since = time.Now()
+	c.cfg.Logger.Info("the tunnel is up", "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
+	c.setCurrent(s)
+	c.cfg.OnUp(s)
+}
+
+// down takes leave of s, which has ended, and returns how long to wait.
+func (c *clientLoop) down(s *Session) time.Duration {
 	c.past.Go(s.wait)
-	if time.Since(since) >= lastingSession {
+	lasted := time.Since(c.since)
+	if lasted >= lastingSession {
 		c.failures = 0
 	}
+	var closed *ClosedError
+	if errors.As(s.Err(), &closed) && c.choosing {
+		c.policy.down(c.network, s.Transport(), closed.Code, lasted)
+	}
 	wait := max(c.backoff(), c.cfg.Pace(s.Err()))
-	if s.isDraining() && s.drainDelay > 0 {
-		wait = c.cfg.jitter(s.drainDelay)
+	if delay, asked := s.leaving.asks(); asked && delay > 0 {
+		wait = c.cfg.jitter(delay)
 	}
 	c.cfg.Logger.Warn("the tunnel is down; connecting again", "transport", string(s.Transport()), "err", s.Err(), "wait", wait)
 	c.cfg.OnDown(s.Err())
@@ -200,8 +278,34 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 
 // connect dials beside the loop, so that that goes on ticking.
 func (c *clientLoop) connect(ctx context.Context) (s *Session, err error) {
-	c.tickWhile(func() { s, err = c.cfg.dial(ctx, c.cfg.Dialer()) })
+	d := c.dialer()
+	c.tickWhile(func() { s, err = c.cfg.dial(ctx, d) })
+	c.learn(s, err)
 	return s, err
+}
+
+// dialer makes the next attempt's, with the transport that the policy has first.
+func (c *clientLoop) dialer() *Dialer {
+	d := c.cfg.Dialer()
+	c.choosing = d.chooses()
+	if c.choosing {
+		c.network = c.cfg.Network()
+		d.First = c.policy.first(c.network, time.Now())
+	}
+	return d
+}
+
+// learn takes note of what came of an attempt with both transports.
+func (c *clientLoop) learn(s *Session, err error) {
+	switch {
+	case !c.choosing:
+		return
+	case err != nil:
+		c.policy.failed()
+		return
+	}
+	c.policy.up(c.network, s.Transport(), time.Now())
+	c.cfg.OnRemember(c.policy.remembers())
 }
 
 func (c *clientLoop) hangUp(s *Session) {
@@ -213,12 +317,17 @@ func (c *clientLoop) hangUp(s *Session) {
 
 // backoff returns the next wait: full jitter over a span that doubles.
 func (c *clientLoop) backoff() time.Duration {
-	span := c.cfg.BackoffMax
-	if c.failures < 30 && c.cfg.BackoffMin<<c.failures < span {
-		span = c.cfg.BackoffMin << c.failures
-	}
+	span := c.span(c.failures)
 	c.failures++
 	return c.cfg.jitter(span)
+}
+
+// span is what a wait is a random part of, after so many failures.
+func (c *clientLoop) span(failures int) time.Duration {
+	if failures < 30 && c.cfg.BackoffMin<<failures < c.cfg.BackoffMax {
+		return c.cfg.BackoffMin << failures
+	}
+	return c.cfg.BackoffMax
 }
 
 // pause waits for d or a Wake, ticking.

@@ -289,23 +289,42 @@ func TestSessionClose(t *testing.T) {
 func TestDrain(t *testing.T) {
 	conform(t, Config{}, func(t *testing.T, p *pair) {
 		a, b := p.connect(t)
-		if err := p.acceptor.Drain(3 * time.Second); err != nil {
+		if err := p.acceptor.Drain(time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		within(t, 5*time.Second, p.opener.Draining(), "drain")
-		if d := p.opener.drainDelay; d != 3*time.Second {
-			t.Errorf("delay %s, want 3s", d)
+		if d, asked := p.opener.leaving.asks(); d != time.Minute || !asked {
+			t.Errorf("delay %s, want a minute", d)
 		}
-		_, err := p.opener.Open(t.Context(), wire.KindDial, "node:1")
-		wantRefused(t, err, wire.Draining)
+		c, d := p.connect(t) // up to the end of the delay streams are opened
+		if err := p.opener.Drain(0); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.acceptor.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []*Session{p.opener, p.acceptor} {
+			_, err := s.Open(t.Context(), wire.KindDial, "node:1")
+			wantRefused(t, err, wire.Draining)
+		}
 		if _, err := a.Write([]byte("x")); err != nil {
 			t.Errorf("write on an open stream: %v", err)
 		}
 		if err := readErr(b); err != nil {
 			t.Errorf("read on an open stream: %v", err)
 		}
-		_ = a.Close()
-		_ = b.Close()
+		for _, st := range []*Stream{a, c, b, d} {
+			for _, s := range []*Session{p.opener, p.acceptor} {
+				select {
+				case <-s.Quiet():
+					t.Error("quiet while a stream is open")
+				default:
+				}
+			}
+			_ = st.Close()
+		}
+		within(t, 5*time.Second, p.opener.Quiet(), "the opener to be quiet")
+		within(t, 5*time.Second, p.acceptor.Quiet(), "the acceptor to be quiet")
 	})
 }
 

@@ -315,6 +315,8 @@ func (s *Session) obey(f wire.Frame) error {
 			return err
 		}
 		s.drain(d.Delay)
+	case wire.FrameQuiet:
+		s.otherQuiet()
 	case wire.FrameGoodbye:
 		g, err := wire.ParseGoodbye(f.Payload)
 		if err != nil {

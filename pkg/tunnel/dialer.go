@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -30,8 +31,16 @@ type Dialer struct {
 	TLS *tls.Config
 	// Transport is TransportAuto if empty.
 	Transport Transport
-	// HeadStart is how long TransportAuto waits for QUIC before it dials TCP beside it. Default 1.5 s.
+	// First is the transport that TransportAuto begins with: TransportQUIC (the default) or TransportTCP.
+	First Transport
+	// HeadStart is how long TransportAuto waits for the first transport before it dials the other beside it. Default 1.5 s.
 	HeadStart time.Duration
+	// Proxy is asked for the HTTP proxy by which the broker, as https://host:port, is to be reached; nil, or an answer of
+	// nil: directly. http.ProxyFromEnvironment has this form, but for its argument. With a proxy, TransportAuto is TCP
+	// alone, as CONNECT carries no UDP. User and password in the proxy's URL are sent by basic authentication.
+	Proxy func(*url.URL) (*url.URL, error)
+	// Handover tells the broker that this box has a session already which goes on until its streams have ended.
+	Handover bool
 	// Config is the session's.
 	Config Config
 }
@@ -51,15 +60,33 @@ func (d *Dialer) Dial(ctx context.Context) (*Session, error) {
 	return s, nil
 }
 
+// chooses tells whether both transports may be tried.
+func (d *Dialer) chooses() bool {
+	if d.Transport != "" && d.Transport != TransportAuto {
+		return false
+	}
+	if d.Proxy == nil {
+		return true
+	}
+	u, err := d.Proxy(&url.URL{Scheme: "https", Host: d.Endpoint})
+	return err == nil && u == nil
+}
+
 // expedition is a Dialer whose fields are known to make sense.
 type expedition struct {
 	host      string
 	port      uint16
 	tls       *tls.Config
 	transport Transport
+	first     Transport
 	headStart time.Duration
+	proxy     func(*url.URL) (*url.URL, error)
+	via       *url.URL // the proxy, once asked for; nil: directly
 	cfg       Config
 }
+
+// address is the broker's host:port.
+func (e *expedition) address() string { return net.JoinHostPort(e.host, strconv.Itoa(int(e.port))) }
 
 func (d *Dialer) prepare() (*expedition, error) {
 	host, port, err := net.SplitHostPort(d.Endpoint)
@@ -76,8 +103,19 @@ func (d *Dialer) prepare() (*expedition, error) {
 	if d.TLS.InsecureSkipVerify && d.TLS.VerifyConnection == nil {
 		return nil, errors.New("the TLS configuration would trust any broker: set RootCAs, or VerifyConnection")
 	}
-	e := &expedition{host: host, port: uint16(n), tls: d.TLS.Clone(), transport: d.Transport, headStart: d.HeadStart, cfg: d.Config.populate()}
+	e := &expedition{
+		host: host, port: uint16(n), tls: d.TLS.Clone(), transport: d.Transport, first: d.First, headStart: d.HeadStart, proxy: d.Proxy,
+		cfg: d.Config.populate(),
+	}
 	setDefault(&e.headStart, defaultHeadStart)
+	if d.Handover {
+		hello := e.cfg.Hello
+		e.cfg.Hello = func() wire.Hello {
+			h := hello()
+			h.Handover = true
+			return h
+		}
+	}
 	e.tls.NextProtos = []string{wire.ALPN}
 	e.tls.MinVersion = tls.VersionTLS13
 	e.tls.ClientSessionCache = nil // each session shows its certificate
@@ -92,21 +130,31 @@ func (d *Dialer) prepare() (*expedition, error) {
 	default:
 		return nil, fmt.Errorf("transport %q: want auto, quic or tcp", e.transport)
 	}
+	if e.first != "" && e.first != TransportQUIC && e.first != TransportTCP {
+		return nil, fmt.Errorf("first transport %q: want quic or tcp", e.first)
+	}
 	return e, nil
 }
 
 func (e *expedition) dial(ctx context.Context) (*Session, error) {
-	attempts := []attempt{
-		e.attempt(TransportQUIC, 0, e.dialQUIC),
-		e.attempt(TransportTCP, e.headStart, e.dialTCP),
+	var err error
+	switch e.via, err = e.throughProxy(); {
+	case err != nil:
+		return nil, err
+	case e.via != nil && e.transport == TransportQUIC:
+		return nil, fmt.Errorf("%w %s: QUIC does not pass through it; set the transport to auto or tcp, or go without a proxy", ErrProxy, e.via.Redacted())
 	}
-	switch e.transport {
-	case TransportQUIC:
-		attempts = attempts[:1]
-	case TransportTCP:
-		attempts = attempts[1:]
+	quic := func(after time.Duration) attempt { return e.attempt(TransportQUIC, after, e.dialQUIC) }
+	tcp := func(after time.Duration) attempt { return e.attempt(TransportTCP, after, e.dialTCP) }
+	switch {
+	case e.via != nil, e.transport == TransportTCP:
+		return e.dialAny(ctx, []attempt{tcp(0)})
+	case e.transport == TransportQUIC:
+		return e.dialAny(ctx, []attempt{quic(0)})
+	case e.first == TransportTCP:
+		return e.dialAny(ctx, []attempt{tcp(0), quic(e.headStart)})
 	}
-	return e.dialAny(ctx, attempts)
+	return e.dialAny(ctx, []attempt{quic(0), tcp(e.headStart)})
 }
 
 // dialAny races the attempts, and lets the last one try once more if the first
@@ -121,7 +169,7 @@ func (e *expedition) dialAny(ctx context.Context, attempts []attempt) (*Session,
 	if err == nil || ctx.Err() != nil || won == last || !errors.Is(err, errTimeout) {
 		return s, err
 	}
-	e.cfg.Logger.Warn("the handshake over QUIC went through and nothing after it; trying TCP", "transport", string(TransportQUIC), "err", err)
+	e.cfg.Logger.Warn("the handshake went through and nothing after it; trying the other transport", "transport", attempts[won].name, "err", err)
 	l, err2 := attempts[last].dial(ctx)
 	if err2 != nil {
 		return nil, errors.Join(err, err2)
@@ -195,8 +243,14 @@ func (e *expedition) dialUDP(ctx context.Context, to *net.UDPAddr) (*link, error
 }
 
 func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
-	nd := net.Dialer{KeepAlive: -1}
-	raw, err := nd.DialContext(ctx, "tcp", net.JoinHostPort(e.host, strconv.Itoa(int(e.port))))
+	nd := &net.Dialer{KeepAlive: -1}
+	var raw net.Conn
+	var err error
+	if e.via != nil {
+		raw, err = e.dialProxy(ctx, nd, e.via)
+	} else {
+		raw, err = nd.DialContext(ctx, "tcp", e.address())
+	}
 	if err != nil {
 		return nil, err
 	}

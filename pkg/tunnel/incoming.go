@@ -118,10 +118,6 @@ func (s *Session) serve(raw muxStream) {
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
 	r.stop = raw.onAbort(func() { cancel(&RefusedError{Code: wire.Canceled, Message: "given up by the other side"}) })
-	if s.isDraining() {
-		_ = r.Refuse(wire.Draining, "this side is about to stop")
-		return
-	}
 	s.cfg.Handler(ctx, s, r)
 	if !r.answered.Load() {
 		s.log.Error("a stream was left unanswered by its handler; refused as internal error", "kind", r.Kind.String(), "target", r.Target)

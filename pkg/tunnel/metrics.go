@@ -17,6 +17,7 @@ type Metrics struct {
 	bytes       *prometheus.CounterVec   // transport, direction
 	roundTrips  *prometheus.HistogramVec // transport
 	dials       *prometheus.CounterVec   // transport, result
+	moves       *prometheus.CounterVec   // transport, reason
 }
 
 // NewMetrics makes the metrics and registers them with reg, if that is not nil.
@@ -44,9 +45,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		dials: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_tunnel_dials_total", Help: "Attempts to connect, by result: ok, failed, lost (the other transport was faster).",
 		}, []string{"transport", "result"}),
+		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mooring_tunnel_moves_total", Help: "Sessions that took over from one that was up, by their transport and the reason: upgrade (QUIC works again), drain (the broker is about to stop).",
+		}, []string{"transport", "reason"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.sessions, m.sessionEnds, m.opens, m.openSeconds, m.bytes, m.roundTrips, m.dials)
+		reg.MustRegister(m.sessions, m.sessionEnds, m.opens, m.openSeconds, m.bytes, m.roundTrips, m.dials, m.moves)
 	}
 	return m
 }
@@ -91,6 +95,13 @@ func (m *meter) sessionEnded(code wire.Code) {
 	if m.m != nil {
 		m.m.sessions.WithLabelValues(m.transport).Dec()
 		m.m.sessionEnds.WithLabelValues(m.transport, codeLabel(code)).Inc()
+	}
+}
+
+// moved counts a session of this end that took over from one that was up.
+func (m *meter) moved(to Transport, why string) {
+	if m.m != nil {
+		m.m.moves.WithLabelValues(string(to), why).Inc()
 	}
 }
 

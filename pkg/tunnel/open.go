@@ -42,7 +42,7 @@ func (s *Session) open(ctx context.Context, kind wire.Kind, target string) (*Str
 	if err := s.Err(); err != nil {
 		return nil, err
 	}
-	if s.isDraining() {
+	if s.leaving.isShut() {
 		return nil, &RefusedError{Code: wire.Draining, Message: "the session takes no more streams"}
 	}
 	if !s.out.pending.acquire() {

@@ -42,9 +42,7 @@ type Session struct {
 	mute  chan struct{} // closed once no control frame can be sent any more
 	pulse pulse
 
-	drainOnce  sync.Once
-	draining   chan struct{}
-	drainDelay time.Duration // set before draining is closed
+	leaving leaving
 
 	out, in           direction
 	bytesIn, bytesOut atomic.Uint64
@@ -88,10 +86,11 @@ func newSession(l *link, cfg Config) *Session {
 		queue:    make(chan controlFrame, 16),
 		torn:     make(chan struct{}),
 		mute:     make(chan struct{}),
-		draining: make(chan struct{}),
+		leaving:  newLeaving(),
 	}
 	for _, d := range []*direction{&s.out, &s.in} {
 		d.streams.max, d.pending.max = int64(cfg.MaxStreams), int64(cfg.MaxPending)
+		d.streams.released = s.noteQuiet
 	}
 	s.pulse.init(cfg, l, s.since)
 	return s
@@ -156,14 +155,6 @@ func (s *Session) Close(code wire.Code, msg string) error {
 	return nil
 }
 
-// Drain tells the other side that this end is about to stop: no more streams
-// are opened in either direction, and it should come back (here or elsewhere)
-// after a delay of its choice up to delay. Open streams go on.
-func (s *Session) Drain(delay time.Duration) error {
-	s.drain(delay)
-	return s.sendFrame(wire.AppendDrain(nil, wire.Drain{Delay: delay}))
-}
-
 // SendBundle tells an agent which CAs vouch for brokers from now on. It returns
 // once the bundle is written, which is not yet read; the answer is a status.
 func (s *Session) SendBundle(b wire.Bundle) error {
@@ -190,25 +181,6 @@ func (s *Session) sendFrame(f []byte) error {
 	return nil
 }
 
-// Draining returns a channel that is closed once either side called Drain.
-func (s *Session) Draining() <-chan struct{} { return s.draining }
-
-func (s *Session) drain(delay time.Duration) {
-	s.drainOnce.Do(func() {
-		s.drainDelay = min(delay, wire.MaxDrainDelay)
-		close(s.draining)
-	})
-}
-
-func (s *Session) isDraining() bool {
-	select {
-	case <-s.draining:
-		return true
-	default:
-		return false
-	}
-}
-
 // fail ends the session for a fault of the other side, which is told.
 func (s *Session) fail(code wire.Code, msg string) {
 	s.terminate(&ClosedError{Code: code, Message: msg}, lingerTime)
@@ -222,6 +194,7 @@ func (s *Session) terminate(why *ClosedError, linger time.Duration) {
 		s.meter.sessionEnded(why.Code)
 		close(s.done)
 		s.cancel(why)
+		s.leaving.stop()
 		go s.teardown(why, linger)
 	})
 }

@@ -147,8 +147,9 @@ func (st *Stream) SetWriteDeadline(t time.Time) error {
 
 // limiter counts what is bounded.
 type limiter struct {
-	n   atomic.Int64
-	max int64
+	n        atomic.Int64
+	max      int64
+	released func() // called after each release; may be nil
 }
 
 func (l *limiter) acquire() bool {
@@ -159,4 +160,9 @@ func (l *limiter) acquire() bool {
 	return true
 }
 
-func (l *limiter) release() { l.n.Add(-1) }
+func (l *limiter) release() {
+	l.n.Add(-1)
+	if l.released != nil {
+		l.released()
+	}
+}

@@ -23,6 +23,7 @@ const (
 	FrameGoodbye FrameType = 6
 	FrameBundle  FrameType = 7
 	FrameStatus  FrameType = 8
+	FrameQuiet   FrameType = 9 // no payload
 )
 
 // Frame is one control frame: type (1 byte), payload length (uvarint), payload.
@@ -30,6 +31,9 @@ type Frame struct {
 	Type    FrameType
 	Payload []byte
 }
+
+// AppendQuiet appends the frame by which a side says that it opens no more streams, and has none open.
+func AppendQuiet(b []byte) []byte { return append(b, byte(FrameQuiet), 0) }
 
 // AppendFrame appends the encoding of f to b.
 func AppendFrame(b []byte, f Frame) ([]byte, error) {

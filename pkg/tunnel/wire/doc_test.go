@@ -38,7 +38,7 @@ func TestDocAgrees(t *testing.T) {
 	for c := OK; c <= Quarantined; c++ {
 		want = append(want, fmt.Sprintf("| %d | %s | %d |", byte(c), c, c.HTTPStatus()))
 	}
-	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye", FrameBundle: "bundle", FrameStatus: "status"} {
+	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye", FrameBundle: "bundle", FrameStatus: "status", FrameQuiet: "quiet"} {
 		want = append(want, fmt.Sprintf("| %d | %s |", byte(f), name))
 	}
 	for _, w := range want {

@@ -42,6 +42,9 @@ type Hello struct {
 	Ancestors []string `json:"ancestors,omitempty"`
 	// Volatile says that Instance could not be put on disk: the line may not go on from it.
 	Volatile bool `json:"volatile,omitempty"`
+	// Handover says that the box still has an older session, and moves to this one: the older opens no more
+	// streams, but those that it has go on.
+	Handover bool `json:"handover,omitempty"`
 	// KubeletPort is where the node's kubelet listens; 0 = not said.
 	KubeletPort uint16 `json:"kubeletPort,omitempty"`
 }
