@@ -14,11 +14,11 @@ import (
 // nodeAddresses are the addresses that the node attests as its own: what the operator configured; else
 // the one from which the broker is reached, as a rule the one that the kubelet finds too; else whatever
 // the interfaces have.
-func nodeAddresses(ctx context.Context, configured []netip.Addr, endpoint string) []netip.Addr {
+func nodeAddresses(ctx context.Context, configured []netip.Addr, wayOut string) []netip.Addr {
 	if len(configured) > 0 {
 		return usable(configured)
 	}
-	if a, ok := routeSource(ctx, endpoint); ok {
+	if a, ok := routeSource(ctx, wayOut); ok {
 		return usable([]netip.Addr{a})
 	}
 	return usable(interfaceAddresses())
@@ -36,23 +36,13 @@ func usable(in []netip.Addr) []netip.Addr {
 	return out
 }
 
-// routeSource asks the kernel which source address it would use to reach the broker. Connecting a UDP
-// socket sends nothing.
-func routeSource(ctx context.Context, endpoint string) (netip.Addr, bool) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "udp", endpoint)
-	if err != nil {
-		return netip.Addr{}, false
-	}
-	defer conn.Close()
-	ap, err := netip.ParseAddrPort(conn.LocalAddr().String())
-	if err != nil {
-		return netip.Addr{}, false
-	}
-	a := ap.Addr().Unmap()
-	return a, attestable(a) // a broker on the same machine is reached from loopback
+// lookupTimeout bounds the look-up of a name on the way to a source address.
+const lookupTimeout = 3 * time.Second
+
+// routeSource is the address from which a host:port is reached, if others can reach that.
+func routeSource(ctx context.Context, to string) (netip.Addr, bool) {
+	a, err := sourceAddr(ctx, to)
+	return a, err == nil && attestable(a) // a broker on the same machine is reached from loopback
 }
 
 // podInterfaces begin the names of interfaces that belong to containers and overlays, whose addresses

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -57,6 +58,8 @@ const (
 	beatLimit    = 60 * time.Second
 	// maintainInterval is how often the certificates are looked at.
 	maintainInterval = 5 * time.Minute
+	// probeMax is how many times tunnel.probeInterval the time between two probes of QUIC grows to.
+	probeMax = 30
 )
 
 // Agent is one node's agent.
@@ -72,6 +75,7 @@ type Agent struct {
 	client     *tunnel.Client
 	lineage    *lineage
 	console    *console
+	proxy      func(*url.URL) (*url.URL, error)
 
 	changing    sync.Mutex      // orders what changes the identity
 	nudges      chan join.Nudge // holds one
@@ -120,7 +124,7 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		cfg: cfg, logger: o.Logger, registry: prometheus.NewRegistry(), console: &console{},
+		cfg: cfg, logger: o.Logger, registry: prometheus.NewRegistry(), console: &console{}, proxy: proxyFor(cfg.Tunnel),
 		nudges: make(chan join.Nudge, 1), bundles: make(chan bundleOf, 1), kubeletWoke: make(chan struct{}, 1),
 		write: o.write, setTime: o.setTime, storageEvery: o.storageEvery,
 	}
@@ -152,7 +156,7 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 		a.serial = machineSerial("/")
 	}
 	a.joiner = join.New(join.Config{
-		StateDir: cfg.StateDir, Bundle: o.Bundle, Endpoint: cfg.Tunnel.Endpoint, Hostname: name, Serial: a.serial, Version: version.Version,
+		StateDir: cfg.StateDir, Bundle: o.Bundle, Endpoint: cfg.Tunnel.Endpoint, Proxy: a.proxy, Hostname: name, Serial: a.serial, Version: version.Version,
 		APIAddress: cfg.APIAddress,
 		Kubelet: join.Kubelet{
 			RootDir: cfg.Kubelet.RootDir, Port: cfg.Kubelet.Port, Addresses: a.configured,
@@ -203,7 +207,7 @@ func (a *Agent) newClient() *tunnel.Client {
 	return tunnel.NewClient(tunnel.ClientConfig{
 		Dialer: func() *tunnel.Dialer {
 			return &tunnel.Dialer{
-				Endpoint: a.endpoint(), TLS: a.joiner.TLS(), Transport: tunnel.Transport(a.cfg.Tunnel.Transport),
+				Endpoint: a.endpoint(), TLS: a.joiner.TLS(), Transport: tunnel.Transport(a.cfg.Tunnel.Transport), Proxy: a.proxy,
 				Config: tunnel.Config{
 					Hello: a.hello, Handler: dials.handle, OnBundle: a.onBundle,
 					HeartbeatInterval: a.cfg.Tunnel.HeartbeatInterval.Duration, HeartbeatTimeout: a.cfg.Tunnel.HeartbeatTimeout.Duration,
@@ -213,6 +217,9 @@ func (a *Agent) newClient() *tunnel.Client {
 		},
 		OnUp: a.tunnelUp, OnDown: a.tunnelDown, Pace: a.pace,
 		Tick: a.health.Beat, TickInterval: tickInterval,
+		Network:  func() string { return networkName(context.Background(), a.wayOut()) },
+		ProbeMin: a.cfg.Tunnel.ProbeInterval.Duration, ProbeMax: probeMax * a.cfg.Tunnel.ProbeInterval.Duration,
+		Remembered: a.networks(), OnRemember: a.rememberNetworks,
 		Logger: a.logger,
 	})
 }
@@ -228,10 +235,13 @@ func (a *Agent) endpoint() string {
 	return ""
 }
 
+// wayOut is the first host:port on the way to the broker.
+func (a *Agent) wayOut() string { return wayOut(a.proxy, a.endpoint()) }
+
 // hello is what the node says of itself at the start of each session. The addresses are looked at anew:
 // the box may have been carried to another network.
 func (a *Agent) hello() wire.Hello {
-	addrs := nodeAddresses(context.Background(), a.configured, a.endpoint())
+	addrs := nodeAddresses(context.Background(), a.configured, a.wayOut())
 	a.addresses.Store(&addrs)
 	h := wire.Hello{Version: version.Version, Addresses: addrs, KubeletPort: uint16(a.cfg.Kubelet.Port)}
 	a.lineage.next(&h)

@@ -19,10 +19,15 @@ const (
 	sessionWait = 10 * time.Second
 	// maxAPIConns bounds the connections at a time; a node's own clients need some ten.
 	maxAPIConns = 512
+	// moveIdle is how long nothing must have passed on a connection for it to be closed for the sake of a new session:
+	// a kubelet says something every 10 s, and is answered within fractions of one.
+	moveIdle = 2 * time.Second
 )
 
-// sessions is where the current tunnel session is had from.
+// sessions is where streams to the broker are had from.
 type sessions interface {
+	// Open opens a stream on the session that takes them, or waits for one.
+	Open(ctx context.Context, kind wire.Kind, target string) (*tunnel.Stream, error)
 	// Session waits for a live one.
 	Session(ctx context.Context) (*tunnel.Session, error)
 }
@@ -86,17 +91,52 @@ func (e *apiEndpoint) carry(ctx context.Context, conn net.Conn) {
 		conn.Close()
 		return
 	}
+	over := make(chan struct{})
+	defer close(over)
+	go e.move(conn, stream, over)
 	_, _, _ = splice.Splice(conn, stream)
 }
 
 func (e *apiEndpoint) open(ctx context.Context) (*tunnel.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionWait)
 	defer cancel()
-	s, err := e.sessions.Session(ctx)
-	if err != nil {
-		return nil, err
+	return e.sessions.Open(ctx, wire.KindAPI, "")
+}
+
+// move closes a connection whose session was taken over from by another, at a moment at which nothing has passed for a
+// while: its client keeps it open for good, and the next one goes by the new session. What is in the middle of
+// something is left alone until then.
+func (e *apiEndpoint) move(conn net.Conn, stream *tunnel.Stream, over <-chan struct{}) {
+	select {
+	case <-stream.Session().Draining():
+	case <-over:
+		return
 	}
-	return s.Open(ctx, wire.KindAPI, "")
+	tick := time.NewTicker(moveIdle / 4)
+	defer tick.Stop()
+	bytes, since := stream.Bytes(), time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-over:
+			return
+		}
+		if now := stream.Bytes(); now != bytes {
+			bytes, since = now, time.Now()
+		}
+		if time.Since(since) >= moveIdle && e.movedFrom(stream.Session()) {
+			conn.Close()
+			return
+		}
+	}
+}
+
+// movedFrom tells whether another session is up than s.
+func (e *apiEndpoint) movedFrom(s *tunnel.Session) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), moveIdle)
+	defer cancel()
+	now, err := e.sessions.Session(ctx)
+	return err == nil && now != s
 }
 
 func pause(ctx context.Context, d time.Duration) {

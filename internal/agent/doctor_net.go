@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
 // broker checks the way there: name, TCP with TLS, clock, UDP.
@@ -35,22 +37,41 @@ func (d *doctor) broker(ctx context.Context) {
 	}
 	limit, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
+	proxy, err := proxyFor(d.cfg.Tunnel)(&url.URL{Scheme: "https", Host: endpoint})
+	switch {
+	case err != nil:
+		d.fail("proxy", err.Error(), "put HTTPS_PROXY right, or set tunnel.proxy")
+		return
+	case proxy != nil:
+		d.ok("proxy", "the broker is reached through "+proxy.Redacted()) // which looks its name up
+		d.brokerTCP(limit, endpoint, proxy)
+		d.skip("broker by UDP", "not used (a proxy carries TCP only)")
+		return
+	}
 	addrs, err := net.DefaultResolver.LookupHost(limit, host)
 	if err != nil {
 		d.fail("broker name", fmt.Sprintf("%s can't be resolved: %v", host, err), "look at the network and DNS of this box (resolvectl query "+host+")")
 		return
 	}
 	d.ok("broker name", fmt.Sprintf("%s is %v", host, addrs))
-	d.brokerTCP(limit, endpoint)
+	d.brokerTCP(limit, endpoint, nil)
 	d.brokerUDP(limit, endpoint)
 }
 
 // brokerTCP connects as for enrolment, which disturbs no session, and verifies as the agent does.
-func (d *doctor) brokerTCP(ctx context.Context, endpoint string) {
+func (d *doctor) brokerTCP(ctx context.Context, endpoint string, proxy *url.URL) {
 	var dialer net.Dialer
-	raw, err := dialer.DialContext(ctx, "tcp", endpoint)
+	var raw net.Conn
+	var err error
+	next := "a firewall must let this box out to that address and port (TCP, and UDP for speed)"
+	if proxy != nil {
+		raw, err = tunnel.DialProxy(ctx, &dialer, proxy, endpoint)
+		next = "the proxy must let this box CONNECT to that address and port; or set tunnel.proxy"
+	} else {
+		raw, err = dialer.DialContext(ctx, "tcp", endpoint)
+	}
 	if err != nil {
-		d.fail("broker by TCP", fmt.Sprintf("%s can't be reached: %v", endpoint, err), "a firewall must let this box out to that address and port (TCP, and UDP for speed)")
+		d.fail("broker by TCP", fmt.Sprintf("%s can't be reached: %v", endpoint, err), next)
 		return
 	}
 	defer raw.Close()

@@ -35,6 +35,7 @@ const (
 var (
 	errQuarantined = errors.New("two boxes use this node's identity (a cloned disk?): an operator must say which one keeps it (broker node show, broker node resolve)")
 	errSuperseded  = errors.New("a newer session of this node took over")
+	errHandedOver  = errors.New("a newer session of this node took over, and this one ends with its streams")
 	errNotKnown    = errors.New("this node is not known here (removed?): enrol it again with a new token")
 	errRevoked     = errors.New("this node's identity was revoked by an operator")
 	errNotChecked  = errors.New("the broker can't look this node up for now: try again")
@@ -48,6 +49,8 @@ func refusal(err error) (wire.Code, string) {
 		return wire.Quarantined, errQuarantined.Error()
 	case errors.Is(err, errSuperseded):
 		return wire.Superseded, errSuperseded.Error()
+	case errors.Is(err, errHandedOver):
+		return wire.Draining, errHandedOver.Error()
 	case errors.Is(err, enroll.ErrRevoked):
 		return wire.Revoked, errRevoked.Error()
 	case errors.Is(err, enroll.ErrNotAuthorized):
@@ -140,6 +143,8 @@ func verdictErr(res enroll.AdmitResult) error {
 		return nil
 	case enroll.Superseded:
 		return fmt.Errorf("%w: %s", errSuperseded, res.Reason)
+	case enroll.HandedOver:
+		return fmt.Errorf("%w: %s", errHandedOver, res.Reason)
 	case enroll.Quarantined:
 		return fmt.Errorf("%w: %s", errQuarantined, res.Reason)
 	}
@@ -150,7 +155,7 @@ func verdictErr(res enroll.AdmitResult) error {
 func lineageOf(s *tunnel.Session) enroll.Lineage {
 	h := s.PeerHello()
 	l := enroll.Lineage{
-		Instance: h.Instance, Ancestors: h.Ancestors, Generation: h.Generation, Volatile: h.Volatile,
+		Instance: h.Instance, Ancestors: h.Ancestors, Generation: h.Generation, Volatile: h.Volatile, Handover: h.Handover,
 		Remote: s.RemoteAddr().String(), Now: time.Now().UTC().Truncate(time.Second),
 	}
 	if certs := s.ConnectionState().PeerCertificates; len(certs) > 0 {
@@ -199,7 +204,7 @@ func (b *broker) watchNodes(ctx context.Context, g *errgroup.Group, st *store.St
 	b.eventsCtx = ctx
 	// Closing a session may take two seconds, and one must not wait for another's.
 	recheck := func(tenant, node string) {
-		if _, live := b.board.Session(tenant, node); live {
+		if b.board.Live(tenant, node) {
 			b.events.Go(func() { b.board.Recheck(tenant, node) })
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -97,14 +98,31 @@ type broker struct {
 	nodes    *enroll.Nodes
 	board    *switchboard.Board
 	acceptor *tunnel.Acceptor
+	egress   *egress.Server
 	door     *strangers.Door  // of the public port, TCP and UDP
 	hosts    *hostsfile.Files // nil if not wanted
+
+	serving  atomic.Bool // there are sessions to drain
+	draining atomic.Bool // nobody new is let in
 
 	events    sync.WaitGroup  // what goes on by itself: events at tenants, sessions being closed
 	eventsCtx context.Context // bounds them; set before anything is served
 }
 
+// run runs until ctx ends and what it ends was drained.
 func (b *broker) run(ctx context.Context, st *store.Store) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		if b.serving.Load() {
+			b.drain(work)
+		}
+		stop()
+	})()
+	return b.runWhole(work, st)
+}
+
+func (b *broker) runWhole(ctx context.Context, st *store.Store) error {
 	if err := b.assemble(ctx, st); err != nil {
 		return err
 	}
@@ -126,6 +144,7 @@ func (b *broker) run(ctx context.Context, st *store.Store) error {
 	b.watchNodes(ctx, g, st)
 	b.serve(ctx, g, st, ln)
 	err = g.Wait()
+	ln.close() // what served on them has closed most of them
 	b.events.Wait() // nothing of what ended can begin another
 	return err
 }
@@ -191,7 +210,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 			Metrics:           tunnel.NewMetrics(b.metrics),
 		},
 		OnSession:         b.serveSession,
-		Enter:             b.door.Enter,
+		Enter:             b.enter,
 		StatelessResetKey: &reset,
 		Logger:            b.log,
 	})
@@ -231,10 +250,10 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 			{Protocol: wire.ALPN, Serve: b.acceptor.ServeConn},
 			{Protocol: enrollapi.ALPN, Serve: enrolConns.hand},
 		},
-		HelloTimeout: b.cfg.Front.Limits.HelloTimeout.Duration, Enter: b.door.Enter,
+		HelloTimeout: b.cfg.Front.Limits.HelloTimeout.Duration, Enter: b.enter,
 		Registerer: b.metrics, Logger: b.log,
 	})
-	eg := egress.New(egress.Config{
+	b.egress = egress.New(egress.Config{
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
 		MaxPending: b.cfg.Egress.MaxPending, Enter: b.newEgressDoor().Enter,
@@ -255,7 +274,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
 	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
-	g.Go(func() error { return eg.Serve(ctx, ln.egress) })
+	g.Go(func() error { return b.egress.Serve(ctx, ln.egress) })
 	g.Go(func() error { return b.tokens.Run(ctx, st, enrolMetrics) })
 	g.Go(func() error { return approvals.Run(ctx) })
 	g.Go(func() error { return accounts.Run(ctx) })
@@ -265,6 +284,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	}
 	b.health.Set(condFront, health.True, "Listening", "edge nodes are served on "+ln.tcp.Addr().String()+" (TCP and UDP)")
 	b.health.Set(condEgress, health.True, "Listening", "API servers are served on "+ln.egress.Addr().String())
+	b.serving.Store(true)
 }
 
 // admin is what operators ask, over the admin socket.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -41,6 +42,7 @@ type running struct {
 	cfg    *config.Broker
 	client *admin.Client
 	logs   *syncBuffer
+	run    func(context.Context, *config.Broker, *slog.Logger) error
 	stop   func()
 }
 
@@ -80,14 +82,21 @@ func (s *syncBuffer) await(t *testing.T, text string) {
 	}
 }
 
+// freeAddr is a port that is free in TCP and UDP, and that the system gives to no socket which leaves the choice to it: what is
+// started there may be started again.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
+		tcp, udp, err := listenBoth(addr)
+		if err == nil {
+			tcp.Close()
+			udp.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func startBroker(t *testing.T, dir string, options ...func(*config.Broker)) *running {
@@ -109,11 +118,19 @@ func startBrokerBy(t *testing.T, dir string, run func(context.Context, *config.B
 	for _, set := range options {
 		set(cfg)
 	}
-	r := &running{cfg: cfg, client: admin.NewClient(cfg.AdminSocket), logs: &syncBuffer{written: make(chan struct{}, 1)}}
+	r := &running{cfg: cfg, client: admin.NewClient(cfg.AdminSocket), run: run}
+	r.start(t)
+	return r
+}
+
+// start starts the broker, again if it was stopped.
+func (r *running) start(t *testing.T) {
+	t.Helper()
+	r.logs = &syncBuffer{written: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, cfg, slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		done <- r.run(ctx, r.cfg, slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	}()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -123,7 +140,6 @@ func startBrokerBy(t *testing.T, dir string, run func(context.Context, *config.B
 	})
 	t.Cleanup(r.stop)
 	r.logs.await(t, "condition=Egress status=True")
-	return r
 }
 
 // box is an edge node, as far as the broker can tell.
@@ -201,36 +217,48 @@ func (b *box) connect(t *testing.T, transport tunnel.Transport, endpoint string,
 
 func (b *box) connectWith(t *testing.T, transport tunnel.Transport, endpoint string, hello wire.Hello) (*tunnel.Session, error) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s, err := b.dialer(t, transport, endpoint, func() wire.Hello { return hello }).Dial(ctx)
+	if err == nil {
+		t.Cleanup(func() { s.Close(wire.Shutdown, "the test is over") })
+	}
+	return s, err
+}
+
+// dialer makes the node's sessions. Port 7 gives back what it is sent, others say a sentence.
+func (b *box) dialer(t *testing.T, transport tunnel.Transport, endpoint string, hello func() wire.Hello) *tunnel.Dialer {
+	t.Helper()
 	pair, err := tls.X509KeyPair([]byte(b.enrol.Certificate), b.keyPEM)
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(b.enrol.CABundle))
-	d := &tunnel.Dialer{
+	return &tunnel.Dialer{
 		Endpoint: endpoint, Transport: transport,
 		TLS: pki.ClientTLS(func() (*tls.Certificate, error) { return &pair, nil },
 			pki.VerifyPeer(func() *x509.CertPool { return roots }, x509.ExtKeyUsageServerAuth, time.Now, nil)),
 		Config: tunnel.Config{
-			Hello: func() wire.Hello { return hello },
+			Hello: hello,
 			Handler: func(_ context.Context, _ *tunnel.Session, r *tunnel.Request) {
 				s, err := r.Accept()
 				if err != nil {
 					return
 				}
+				defer s.Close()
+				if _, port, _ := net.SplitHostPort(r.Target); port == echoPort {
+					_, _ = io.Copy(s, s)
+					return
+				}
 				fmt.Fprintf(s, "%s/%s was asked for %s", b.enrol.Tenant, b.enrol.Node, r.Target)
-				s.Close()
 			},
 		},
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	s, err := d.Dial(ctx)
-	if err == nil {
-		t.Cleanup(func() { s.Close(wire.Shutdown, "the test is over") })
-	}
-	return s, err
 }
+
+// echoPort is the port by which a node gives back what it is sent.
+const echoPort = "7"
 
 // dialNode does what kube-apiserver does: CONNECT over mTLS. It returns the status line and what the node said.
 func (r *running) dialNode(t *testing.T, tenant, target string) (status, said string) {
@@ -249,33 +277,51 @@ func (r *running) issueEgress(t *testing.T, tenant string) admin.EgressResponse 
 
 func dialWith(t *testing.T, e admin.EgressResponse, target string) (status, said string) {
 	t.Helper()
-	pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(e.CA))
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(e.Endpoint, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}})
+	conn, status, err := connectBy(e, target)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	if !strings.HasPrefix(status, "200") {
+		return status, ""
+	}
+	all, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status, string(all)
+}
+
+// connectBy asks for a connection as kube-apiserver does. It has ten seconds in all.
+func connectBy(e admin.EgressResponse, target string) (conn net.Conn, status string, err error) {
+	pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
+	if err != nil {
+		return nil, "", err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(e.CA))
+	conn, err = tls.Dial("tcp", strings.TrimPrefix(e.Endpoint, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		return nil, "", err
+	}
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", target)
 	br := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		t.Fatal(err)
+		conn.Close()
+		return nil, "", err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return resp.Status, ""
-	}
-	all, err := io.ReadAll(br)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.Status, string(all)
+	return &answered{conn.(*tls.Conn), br}, resp.Status, nil
 }
+
+// answered is a connection whose answer to CONNECT was read.
+type answered struct {
+	*tls.Conn
+	br *bufio.Reader
+}
+
+func (c *answered) Read(p []byte) (int, error) { return c.br.Read(p) }
 
 // addTenant adds a tenant with a stand-in for its API server, which ends with the test.
 func (r *running) addTenant(t *testing.T, name string) *kubetest.Server {

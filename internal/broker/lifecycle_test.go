@@ -24,7 +24,9 @@ import (
 )
 
 // startPair starts two brokers over one store.
-func startPair(t *testing.T) [2]*running {
+func startPair(t *testing.T) [2]*running { return startPairWith(t) }
+
+func startPairWith(t *testing.T, options ...func(*config.Broker)) [2]*running {
 	t.Helper()
 	st, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
 	if err != nil {
@@ -41,7 +43,7 @@ func startPair(t *testing.T) [2]*running {
 		}
 		return nil
 	}
-	return [2]*running{startBrokerBy(t, t.TempDir(), run), startBrokerBy(t, t.TempDir(), run)}
+	return [2]*running{startBrokerBy(t, t.TempDir(), run, options...), startBrokerBy(t, t.TempDir(), run, options...)}
 }
 
 // line is a box's past.

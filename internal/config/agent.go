@@ -39,6 +39,12 @@ type AgentTunnel struct {
 	Endpoint string `json:"endpoint"`
 	// Transport is auto (QUIC, else TCP), quic or tcp. Default auto.
 	Transport string `json:"transport"`
+	// Proxy is the HTTP proxy by which the broker is reached, http://[user:password@]host:port or https://...; then there is TCP
+	// only. none: directly, whatever the environment says. Default empty: HTTPS_PROXY and NO_PROXY of the environment.
+	Proxy string `json:"proxy"`
+	// ProbeInterval is how long a session on TCP lives before QUIC is tried again, with transport auto; doubled each
+	// time that it comes to nothing, up to 30 times. Default 1m.
+	ProbeInterval Duration `json:"probeInterval"`
 	// HeartbeatInterval is how often the broker is asked for a sign of life. Default 25s.
 	HeartbeatInterval Duration `json:"heartbeatInterval"`
 	// HeartbeatTimeout is how long silence may last before the session is given up. Default 60s.
@@ -91,6 +97,7 @@ func DefaultAgent() *Agent {
 		APIAddress:    "127.0.0.1:6443",
 		Tunnel: AgentTunnel{
 			Transport:         "auto",
+			ProbeInterval:     Duration{time.Minute},
 			HeartbeatInterval: Duration{25 * time.Second},
 			HeartbeatTimeout:  Duration{60 * time.Second},
 		},
@@ -134,6 +141,14 @@ func (c *Agent) validate(p *problems) {
 		p.check("tunnel.endpoint", hostPort(c.Tunnel.Endpoint))
 	}
 	p.check("tunnel.transport", oneOf(c.Tunnel.Transport, "auto", "quic", "tcp"))
+	if c.Tunnel.Proxy != "" && c.Tunnel.Proxy != NoProxy {
+		_, err := ProxyURL(c.Tunnel.Proxy)
+		p.check("tunnel.proxy", err)
+		if err == nil && c.Tunnel.Transport == "quic" {
+			p.add("tunnel.transport", "want auto or tcp with a proxy: QUIC does not pass through it")
+		}
+	}
+	p.check("tunnel.probeInterval", between(c.Tunnel.ProbeInterval, time.Second, 24*time.Hour))
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
 	if c.Node.Name != "" {
 		p.check("node.name", dnsName(c.Node.Name))

@@ -19,6 +19,7 @@ type Broker struct {
 	Front         BrokerFront    `json:"front"`
 	Egress        BrokerEgress   `json:"egress"`
 	Tunnel        BrokerTunnel   `json:"tunnel"`
+	Drain         BrokerDrain    `json:"drain"`
 	Identity      BrokerIdentity `json:"identity"`
 	Kubelet       BrokerKubelet  `json:"kubelet"`
 	Audit         BrokerAudit    `json:"audit"`
@@ -85,6 +86,16 @@ type BrokerTunnel struct {
 	MaxPending int `json:"maxPending"`
 }
 
+// BrokerDrain says how a broker stops (SIGTERM).
+type BrokerDrain struct {
+	// Spread is the time within which nodes are to move to other brokers, each at a moment of its own; until it is over this one
+	// takes streams as ever. 0s: there is no other broker, or none that a node could reach. Default 0s.
+	Spread Duration `json:"spread"`
+	// Grace bounds the whole: what API servers have open may go on for so long. A broker on which nothing is open stops before.
+	// 0s: it stops at once. Default 10s.
+	Grace Duration `json:"grace"`
+}
+
 // BrokerIdentity says how identities are issued.
 type BrokerIdentity struct {
 	// NodeCertificateTTL is the life of a node's certificate. Default 168h.
@@ -127,6 +138,7 @@ func DefaultBroker() *Broker {
 			MaxStreams:        1000,
 			MaxPending:        100,
 		},
+		Drain:    BrokerDrain{Grace: Duration{10 * time.Second}},
 		Identity: BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}, ExpiredGrace: Duration{87600 * time.Hour}},
 		Kubelet:  BrokerKubelet{Config: map[string]any{}},
 		Log:      Log{"info", "text"},
@@ -176,6 +188,11 @@ func (c *Broker) validate(p *problems) {
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
 	p.check("tunnel.maxStreams", intBetween(c.Tunnel.MaxStreams, 1, 100_000))
 	p.check("tunnel.maxPending", intBetween(c.Tunnel.MaxPending, 1, 100_000))
+	p.check("drain.spread", between(c.Drain.Spread, 0, time.Hour))
+	p.check("drain.grace", between(c.Drain.Grace, 0, 24*time.Hour))
+	if c.Drain.Spread.Duration > 0 && c.Drain.Grace.Duration <= c.Drain.Spread.Duration {
+		p.add("drain.grace", "want more than drain.spread (%s), got %s", c.Drain.Spread, c.Drain.Grace)
+	}
 	p.check("identity.nodeCertificateTTL", between(c.Identity.NodeCertificateTTL, 10*time.Minute, 397*24*time.Hour))
 	if c.Audit.Path != "" && c.Audit.Path != "-" {
 		p.check("audit.path", absolute(c.Audit.Path))

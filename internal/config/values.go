@@ -80,6 +80,23 @@ func httpsURL(s string) error {
 	return certifiable(u.Host)
 }
 
+// NoProxy as a proxy means: none, whatever the environment says.
+const NoProxy = "none"
+
+// ProxyURL parses the URL of an HTTP proxy. Its errors never repeat it, as it may hold a password.
+func ProxyURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf(`want http://host:port, http://user:password@host:port (special characters as %%40), https://... or %q`, NoProxy)
+	}
+	if u.Port() != "" {
+		if err := portNumber(u.Port()); err != nil {
+			return nil, err
+		}
+	}
+	return u, nil
+}
+
 // certifiable wants host:port with a host that the broker's certificate can name.
 func certifiable(s string) error {
 	if err := hostPort(s); err != nil {

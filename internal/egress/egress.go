@@ -64,6 +64,7 @@ type Server struct {
 	dials    *prometheus.HistogramVec
 	pending  *pending
 	refusals refusals
+	open     openDials
 }
 
 // New makes a Server; it starts nothing.
@@ -143,6 +144,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this port takes CONNECT requests of kube-apiserver's egress selector only", http.StatusMethodNotAllowed)
 		return
 	}
+	defer s.open.begin()()
 	started := time.Now()
 	node, err := s.dial(r, id.Tenant)
 	took := time.Since(started)

@@ -8,11 +8,12 @@ import (
 // Lineage is what a session's hello tells of its box, and what the broker knows of the session. A box whose disk was
 // copied and its copy have one key and one certificate: only their pasts differ, from the copy on.
 type Lineage struct {
-	// Instance, Ancestors, Generation and Volatile are those of wire.Hello.
+	// Instance, Ancestors, Generation, Volatile and Handover are those of wire.Hello.
 	Instance   string
 	Ancestors  []string
 	Generation uint64
 	Volatile   bool
+	Handover   bool
 	// SPKI is the hash of the session's key: another key is another box, with a line of its own.
 	SPKI string
 	// Remote is the address that the session comes from.
@@ -29,6 +30,7 @@ const (
 	Accepted            // it is the newest session of the node's one box
 	Superseded          // it is an attempt of before the newest, that comes late
 	Quarantined         // two boxes use the identity, or an operator kept the other one
+	HandedOver          // a newer session of the same box took over, and lets this one finish what it has begun
 )
 
 // Line is one of the boxes that use a quarantined identity, as far as they can be told apart.
@@ -44,6 +46,8 @@ type Line struct {
 	// Since is when its session began, of those that had one, or when it was first refused.
 	Since    time.Time `json:"since"`
 	LastSeen time.Time `json:"lastSeen"`
+	// Handover: its session took over from one that it lets finish.
+	Handover bool `json:"handover,omitempty"`
 	// Own are the instances that no other line has, oldest first.
 	Own []string `json:"own,omitempty"`
 }
@@ -239,6 +243,8 @@ func (rec *lineageRecord) current(h Lineage) judgement {
 		return judgement{verdict: Quarantined, reason: reasonBarred}
 	case rec.Tip.Instance == h.Instance && rec.Tip.Generation == h.Generation:
 		return judgement{verdict: Accepted}
+	case rec.Tip.Handover && (rec.Tip.Instance == h.Instance && h.Instance != noInstance || slices.Contains(rec.Tip.Ancestors, h.Instance)):
+		return judgement{verdict: HandedOver, reason: "a newer session of this box took over"}
 	}
 	return judgement{verdict: Superseded, reason: "a newer session of this node took over"}
 }
@@ -246,7 +252,7 @@ func (rec *lineageRecord) current(h Lineage) judgement {
 func lineOf(h Lineage) Line {
 	return Line{
 		ID: h.Instance, Instance: h.Instance, Ancestors: slices.Clone(h.Ancestors), Generation: h.Generation,
-		Remote: h.Remote, Since: h.Now, LastSeen: h.Now, Own: []string{h.Instance},
+		Remote: h.Remote, Since: h.Now, LastSeen: h.Now, Handover: h.Handover, Own: []string{h.Instance},
 	}
 }
 

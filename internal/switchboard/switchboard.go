@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -38,16 +39,25 @@ type Board struct {
 	mu sync.RWMutex // guards the following fields
 	// tenant -> node -> session. A tenant without sessions has no entry.
 	sessions map[string]map[string]*tunnel.Session
-	// still is what Serve was given for each of them.
+	// former are the sessions that another took over from and whose streams go on. Each node has one at most.
+	former map[place]*tunnel.Session
+	// still is what Serve was given for each of these.
 	still map[*tunnel.Session]func() (wire.Code, error)
+	gone  chan struct{} // closed, and made anew, with each session that is removed
 }
+
+// place is a node of a tenant.
+type place struct{ tenant, node string }
 
 // New makes an empty Board.
 func New(cfg Config) *Board {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	b := &Board{log: cfg.Logger, sessions: map[string]map[string]*tunnel.Session{}, still: map[*tunnel.Session]func() (wire.Code, error){}}
+	b := &Board{
+		log: cfg.Logger, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{},
+		still: map[*tunnel.Session]func() (wire.Code, error){}, gone: make(chan struct{}),
+	}
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(&collector{board: b})
 	}
@@ -55,40 +65,69 @@ func New(cfg Config) *Board {
 }
 
 // Serve makes s the session of a node and returns when s has ended. The newest session wins: one that
-// was there before is closed with code Superseded.
+// was there before is drained if the node says that it hands over, else closed with code Superseded.
 //
-// still is asked once s can be found by Cut and Recheck, and by each Recheck; s is closed if it fails. Who bars a
-// node first writes that down and then has its session cut, so that one which comes in between is found by one of the two.
+// still is asked once s can be found by Cut and Recheck, and by each Recheck; s is closed if it fails, or drained if the code
+// is Draining. Who bars a node first writes that down and then has its session cut, so that one which comes in between is
+// found by one of the two.
 func (b *Board) Serve(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) {
 	log := b.log.With("tenant", tenant, "node", node, "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
-	if old := b.put(s, tenant, node, still); old != nil {
-		log.Info("node connected again; its older session is closed", "old", old.RemoteAddr().String())
-		old.Close(wire.Superseded, "a newer session of this node took over")
-	} else {
+	old, fenced := b.put(s, place{tenant, node}, still)
+	switch {
+	case old == nil:
 		log.Info("node connected")
+	case old == fenced:
+		log.Info("node connected again; its older session is closed", "old", old.RemoteAddr().String())
+	default:
+		log.Info("node moved to another session; what runs on the older one goes on there",
+			"old", old.RemoteAddr().String(), "oldTransport", string(old.Transport()), "streams", old.Stats().OpenStreams)
+		_ = old.Drain(0) // an error says that it has ended
 	}
-	if code, err := still(); err != nil {
+	if fenced != nil {
+		fenced.Close(wire.Superseded, "a newer session of this node took over")
+	}
+	b.check(s, log, still)
+	<-s.Done()
+	b.remove(s, place{tenant, node})
+	log.Info("node's session ended", "after", time.Since(s.Stats().Since).Round(time.Millisecond), "err", s.Err())
+}
+
+// check asks whether s may go on, and ends it if not.
+func (b *Board) check(s *tunnel.Session, log *slog.Logger, still func() (wire.Code, error)) {
+	code, err := still()
+	switch {
+	case err == nil:
+	case code == wire.Draining:
+		_ = s.Drain(0)
+	default:
 		log.Warn("node's session is closed", "err", err)
 		s.Close(code, err.Error())
 	}
-	<-s.Done()
-	b.remove(s, tenant, node)
-	log.Info("node's session ended", "after", time.Since(s.Stats().Since).Round(time.Millisecond), "err", s.Err())
 }
 
 // Recheck asks again whether a node's live session may go on, and closes it if not. It returns when that is done.
 func (b *Board) Recheck(tenant, node string) {
+	for _, s := range b.all(place{tenant, node}) {
+		b.mu.RLock()
+		still := b.still[s]
+		b.mu.RUnlock()
+		if still != nil {
+			b.check(s, b.log.With("tenant", tenant, "node", node, "remote", s.RemoteAddr().String()), still)
+		}
+	}
+}
+
+// all are a node's sessions: the one that is asked, and the one that it took over from.
+func (b *Board) all(p place) []*tunnel.Session {
 	b.mu.RLock()
-	s := b.sessions[tenant][node]
-	still := b.still[s]
-	b.mu.RUnlock()
-	if still == nil {
-		return
+	defer b.mu.RUnlock()
+	var all []*tunnel.Session
+	for _, s := range []*tunnel.Session{b.sessions[p.tenant][p.node], b.former[p]} {
+		if s != nil {
+			all = append(all, s)
+		}
 	}
-	if code, err := still(); err != nil {
-		b.log.Warn("node's session is closed", "tenant", tenant, "node", node, "remote", s.RemoteAddr().String(), "err", err)
-		s.Close(code, err.Error())
-	}
+	return all
 }
 
 // Probe asks a node's live session, if it is not s, for a sign of life; false if there is none or it stays silent.
@@ -97,30 +136,42 @@ func (b *Board) Probe(ctx context.Context, tenant, node string, s *tunnel.Sessio
 	return old != nil && old != s && old.Probe(ctx) == nil
 }
 
-func (b *Board) put(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) (old *tunnel.Session) {
+// put makes s the session of a node. It returns the one that was before, and the one, if any, that is to be closed: that same,
+// unless the node hands over; then the one that it had handed over from before.
+func (b *Board) put(s *tunnel.Session, p place, still func() (wire.Code, error)) (old, fenced *tunnel.Session) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.still[s] = still
-	nodes := b.sessions[tenant]
+	nodes := b.sessions[p.tenant]
 	if nodes == nil {
 		nodes = map[string]*tunnel.Session{}
-		b.sessions[tenant] = nodes
+		b.sessions[p.tenant] = nodes
 	}
-	old = nodes[node]
-	nodes[node] = s
-	return old
+	old = nodes[p.node]
+	nodes[p.node] = s
+	if old == nil || !s.PeerHello().Handover {
+		return old, old
+	}
+	fenced = b.former[p]
+	b.former[p] = old
+	return old, fenced
 }
 
-func (b *Board) remove(s *tunnel.Session, tenant, node string) {
+func (b *Board) remove(s *tunnel.Session, p place) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.still, s)
-	if b.sessions[tenant][node] != s {
+	close(b.gone)
+	b.gone = make(chan struct{})
+	if b.former[p] == s {
+		delete(b.former, p)
+	}
+	if b.sessions[p.tenant][p.node] != s {
 		return
 	}
-	delete(b.sessions[tenant], node)
-	if len(b.sessions[tenant]) == 0 {
-		delete(b.sessions, tenant)
+	delete(b.sessions[p.tenant], p.node)
+	if len(b.sessions[p.tenant]) == 0 {
+		delete(b.sessions, p.tenant)
 	}
 }
 
@@ -202,27 +253,41 @@ func (b *Board) NodeAddresses(tenant, node string) ([]netip.Addr, bool) {
 	return slices.Clone(s.PeerHello().Addresses), true
 }
 
-// Cut closes a node's live session, if there is one, and tells whether there was.
+// Cut closes a node's live sessions, if there are any, and tells whether there were.
 func (b *Board) Cut(tenant, node string, code wire.Code, message string) bool {
-	s := b.session(tenant, node)
-	if s == nil {
-		return false
+	all := b.all(place{tenant, node})
+	for _, s := range all {
+		s.Close(code, message)
 	}
-	s.Close(code, message)
-	return true
+	return len(all) > 0
 }
 
 // CutTenant closes all sessions of a tenant's nodes.
 func (b *Board) CutTenant(tenant string, code wire.Code, message string) {
-	b.mu.RLock()
-	var all []*tunnel.Session
-	for _, s := range b.sessions[tenant] {
-		all = append(all, s)
-	}
-	b.mu.RUnlock()
-	for _, s := range all {
+	for _, s := range b.every(tenant) {
 		s.Close(code, message)
 	}
+}
+
+// Live tells whether a node has a session, or one that ends with its streams.
+func (b *Board) Live(tenant, node string) bool { return len(b.all(place{tenant, node})) > 0 }
+
+// every is all sessions of a tenant's nodes, or of all tenants' if that is empty.
+func (b *Board) every(tenant string) []*tunnel.Session {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	var all []*tunnel.Session
+	for t, nodes := range b.sessions {
+		if tenant == "" || t == tenant {
+			all = slices.AppendSeq(all, maps.Values(nodes))
+		}
+	}
+	for p, s := range b.former {
+		if tenant == "" || p.tenant == tenant {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 func (b *Board) session(tenant, node string) *tunnel.Session {

@@ -119,7 +119,7 @@ func (j *Joiner) join(ctx context.Context, id *Identity) (*grant, error) {
 	endpoint := j.endpoint(id.Endpoint)
 	j.cfg.Report(Progress{Step: StepBootstrap, Doing: fmt.Sprintf("asking %s what tenant %s wants of its kubelets", endpoint, id.Tenant)})
 	var answer enrollapi.JoinResponse
-	broker := client{endpoint, j.TLS(), j.cfg.RequestTimeout, j.clock}
+	broker := client{endpoint, j.cfg.Proxy, j.TLS(), j.cfg.RequestTimeout, j.clock}
 	if _, err := broker.post(ctx, enrollapi.PathJoin, enrollapi.JoinRequest{}, &answer); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 	"unicode"
@@ -20,6 +21,7 @@ import (
 // client speaks the enrolment protocol: one request, one answer, one connection.
 type client struct {
 	endpoint string
+	proxy    func(*url.URL) (*url.URL, error) // nil: none
 	tls      *tls.Config
 	timeout  time.Duration
 	clock    *Clock // learns the time from each answer
@@ -44,6 +46,9 @@ func (c client) post(ctx context.Context, path string, in, out any) (*tls.Connec
 		conf.ServerName = host
 	}
 	transport := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
+	if c.proxy != nil {
+		transport.Proxy = func(r *http.Request) (*url.URL, error) { return c.proxy(r.URL) }
+	}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.endpoint+path, bytes.NewReader(body))
 	if err != nil {

@@ -92,7 +92,7 @@ func (j *Joiner) ask(ctx context.Context, b Bundle, key *ecdsa.PrivateKey) (*Ide
 	}
 	endpoint := j.endpoint(b.Endpoint)
 	j.cfg.Report(Progress{Step: StepEnrol, Doing: "enrolling " + inTenant(b.Tenant) + "at " + endpoint})
-	broker := client{endpoint, pki.ClientTLS(nil, j.clock.verify(func(now func() time.Time) pki.Verify {
+	broker := client{endpoint, j.cfg.Proxy, pki.ClientTLS(nil, j.clock.verify(func(now func() time.Time) pki.Verify {
 		return pki.VerifyPinned(b.CACertHashes, now, nil)
 	})), j.cfg.RequestTimeout, j.clock}
 	var answer enrollapi.EnrolResponse

@@ -23,6 +23,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -69,6 +70,8 @@ type Config struct {
 	Bundle func() (Bundle, error)
 	// Endpoint overrides the bundle's and the identity's broker address.
 	Endpoint string
+	// Proxy says by which HTTP proxy a URL is reached; nil, or an answer of nil: directly.
+	Proxy func(*url.URL) (*url.URL, error)
 	// Hostname asks for a node name.
 	Hostname string
 	// Serial is the machine's, by which a claim may know it. Default: none.

@@ -61,7 +61,7 @@ func (j *Joiner) renewOnce(ctx context.Context, old *Identity) (*Identity, error
 	}
 	endpoint := j.endpoint(old.Endpoint)
 	j.cfg.Report(Progress{Step: StepRenew, Doing: "asking " + endpoint + " for a new certificate"})
-	broker := client{endpoint, j.TLS(), j.cfg.RequestTimeout, j.clock}
+	broker := client{endpoint, j.cfg.Proxy, j.TLS(), j.cfg.RequestTimeout, j.clock}
 	var answer enrollapi.EnrolResponse
 	cs, err := broker.post(ctx, enrollapi.PathRenew, enrollapi.RenewRequest{CSR: string(csr), Version: j.cfg.Version}, &answer)
 	if err != nil {

@@ -305,7 +305,14 @@ func (c *clientLoop) learn(s *Session, err error) {
 		return
 	}
 	c.policy.up(c.network, s.Transport(), time.Now())
-	c.cfg.OnRemember(c.policy.remembers())
+	c.remember()
+}
+
+// remember hands on what is new to be kept.
+func (c *clientLoop) remember() {
+	if b := c.policy.remembers(); b != nil {
+		c.cfg.OnRemember(b)
+	}
 }
 
 func (c *clientLoop) hangUp(s *Session) {

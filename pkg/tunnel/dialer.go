@@ -247,7 +247,7 @@ func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
 	var raw net.Conn
 	var err error
 	if e.via != nil {
-		raw, err = e.dialProxy(ctx, nd, e.via)
+		raw, err = DialProxy(ctx, nd, e.via, e.address())
 	} else {
 		raw, err = nd.DialContext(ctx, "tcp", e.address())
 	}

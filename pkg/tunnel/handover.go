@@ -104,7 +104,7 @@ func (c *clientLoop) moveFailed(m *move, err error) {
 	m.cancel()
 	if m.why == moveUpgrade && c.choosing {
 		c.policy.probeFailed(c.network)
-		c.cfg.OnRemember(c.policy.remembers())
+		c.remember()
 	}
 	c.cfg.Logger.Debug("no other session can be had; staying on this one", "why", m.why, "err", err)
 }
@@ -116,7 +116,7 @@ func (c *clientLoop) handOver(ctx context.Context, s, next *Session, why string)
 	s.meter.moved(next.Transport(), why)
 	if c.choosing {
 		c.policy.up(c.network, next.Transport(), time.Now())
-		c.cfg.OnRemember(c.policy.remembers())
+		c.remember()
 	}
 	c.past.Go(func() {
 		defer s.wait()

@@ -37,6 +37,7 @@ type policy struct {
 	networks           map[string]*network
 	suspect            string // the network on which QUIC died in use, until the next attempt has told more
 	suspected          bool
+	news               bool // something was learned that is worth being kept
 }
 
 // network is what is remembered of one.
@@ -44,7 +45,12 @@ type network struct {
 	Transport Transport `json:"transport"` // that won here last
 	Strikes   int       `json:"strikes,omitempty"`
 	At        time.Time `json:"at"`
+
+	kept time.Time // the At that was remembered last
 }
+
+// keepEvery is how often it is worth a write that a network is still as it was.
+const keepEvery = 24 * time.Hour
 
 func newPolicy(probeMin, probeMax time.Duration) *policy {
 	return &policy{probeMin: probeMin, probeMax: probeMax, networks: map[string]*network{}}
@@ -69,9 +75,10 @@ func (p *policy) up(name string, t Transport, now time.Time) {
 		p.networks[name] = n
 	}
 	if t == TransportTCP && p.suspected && p.suspect == name {
-		n.Strikes = min(n.Strikes+1, maxStrikes)
+		p.strike(n)
 	}
 	p.suspected = false
+	p.news = p.news || n.Transport != t || now.Sub(n.kept).Abs() >= keepEvery
 	n.Transport, n.At = t, now
 	p.prune()
 }
@@ -85,8 +92,8 @@ func (p *policy) down(name string, t Transport, code wire.Code, lasted time.Dura
 	if t != TransportQUIC {
 		return
 	}
-	if n := p.networks[name]; n != nil && lasted >= lastingQUIC {
-		n.Strikes = 0
+	if n := p.networks[name]; n != nil && lasted >= lastingQUIC && n.Strikes > 0 {
+		n.Strikes, p.news = 0, true
 	}
 	if code == wire.HeartbeatLost {
 		p.suspect, p.suspected = name, true
@@ -105,7 +112,14 @@ func (p *policy) probeAfter(name string) time.Duration {
 // probeFailed takes note of a probe that came to nothing.
 func (p *policy) probeFailed(name string) {
 	if n := p.networks[name]; n != nil {
-		n.Strikes = min(n.Strikes+1, maxStrikes)
+		p.strike(n)
+	}
+}
+
+func (p *policy) strike(n *network) {
+	if n.Strikes < maxStrikes {
+		n.Strikes++
+		p.news = true
 	}
 }
 
@@ -119,11 +133,18 @@ func (p *policy) prune() {
 	}
 }
 
-// remembers returns the memory as bytes, for restore.
+// remembers returns the memory as bytes, for restore; nil while there is nothing new in it.
 func (p *policy) remembers() []byte {
+	if !p.news {
+		return nil
+	}
 	b, err := json.Marshal(p.networks)
 	if err != nil {
 		return nil // a map of strings, numbers and times: can't be
+	}
+	p.news = false
+	for _, n := range p.networks {
+		n.kept = n.At
 	}
 	return b
 }
@@ -139,7 +160,7 @@ func (p *policy) restore(b []byte) {
 	}
 	for name, n := range all {
 		if n != nil && (n.Transport == TransportQUIC || n.Transport == TransportTCP) {
-			n.Strikes = min(max(n.Strikes, 0), maxStrikes)
+			n.Strikes, n.kept = min(max(n.Strikes, 0), maxStrikes), n.At
 			p.networks[name] = n
 		}
 	}

@@ -61,9 +61,10 @@ func TestPolicy(t *testing.T) {
 			}
 			// What was learned outlives the process, but for a suspicion of the moment.
 			again := newPolicy(time.Minute, 30*time.Minute)
-			again.restore(p.remembers())
+			kept := p.remembers()
+			again.restore(kept)
 			if !p.suspected && again.first("home", now.Add(tc.at)) != tc.first || again.probeAfter("home") != tc.probe {
-				t.Errorf("remembered otherwise: %s", p.remembers())
+				t.Errorf("remembered otherwise: %s", kept)
 			}
 		})
 	}
@@ -75,6 +76,23 @@ func repeat[T any](v T, n int) []T {
 		all[i] = v
 	}
 	return all
+}
+
+// TestPolicyKeepsWhatIsNew: flash wears out; a box that reconnects each minute writes nothing for it.
+func TestPolicyKeepsWhatIsNew(t *testing.T) {
+	p := newPolicy(time.Minute, time.Hour)
+	now := time.Now()
+	writes := 0
+	for range 7 * 24 * 60 {
+		now = now.Add(time.Minute)
+		p.up("home", TransportTCP, now)
+		if p.remembers() != nil {
+			writes++
+		}
+	}
+	if writes != 7 {
+		t.Errorf("written %d times in a week", writes)
+	}
 }
 
 func TestPolicyForgetsTheOldest(t *testing.T) {
@@ -105,8 +123,12 @@ func FuzzRestore(f *testing.F) {
 			}
 			p.first(name, time.Now())
 		}
-		if !json.Valid(p.remembers()) {
-			t.Fatalf("remembers %q", p.remembers())
+		if b := p.remembers(); b != nil {
+			t.Fatalf("nothing new is %q", b)
+		}
+		p.up("here", TransportTCP, time.Now())
+		if b := p.remembers(); !json.Valid(b) {
+			t.Fatalf("remembers %q", b)
 		}
 	})
 }

@@ -38,8 +38,10 @@ func (e *expedition) throughProxy() (*url.URL, error) {
 	return u, nil
 }
 
-// dialProxy connects to the broker through an HTTP proxy (RFC 9110, section 9.3.6).
-func (e *expedition) dialProxy(ctx context.Context, nd *net.Dialer, proxy *url.URL) (net.Conn, error) {
+// DialProxy connects to target, a host:port, through an HTTP proxy (CONNECT, RFC 9110, section 9.3.6), whose URL is
+// http://[user:password@]host[:port] or https://... ErrProxy is in the chain of its errors, which hold no password.
+// nd is what the proxy itself is dialled with. ctx bounds the whole, and has no say afterwards.
+func DialProxy(ctx context.Context, nd *net.Dialer, proxy *url.URL, target string) (net.Conn, error) {
 	port := proxy.Port()
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[proxy.Scheme]
@@ -49,7 +51,7 @@ func (e *expedition) dialProxy(ctx context.Context, nd *net.Dialer, proxy *url.U
 		return nil, fmt.Errorf("%w %s: %w", ErrProxy, proxy.Redacted(), err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(aLongTimeAgo) })
-	c, err := connectVia(ctx, raw, proxy, e.address())
+	c, err := connectVia(ctx, raw, proxy, target)
 	if !stop() && err == nil { // the deadline is set or about to be
 		err = context.Cause(ctx)
 	}

@@ -1,92 +1,35 @@
 package tunnel
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/internal/relay"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
-// proxy is an HTTP proxy that answers CONNECT as answer says; where that is empty, it connects.
-type proxy struct {
-	ln     net.Listener
-	user   string // "name:password"; empty: anybody
-	answer string
-	mute   bool // takes the request and says nothing
-
-	mu       sync.Mutex // guards requests
-	requests []*http.Request
-	wg       sync.WaitGroup
-}
-
-func startProxy(t *testing.T, p *proxy) *url.URL {
+// startProxy serves p, over TLS if cert is there.
+func startProxy(t *testing.T, p *relay.Proxy, cert *tls.Certificate) *url.URL {
 	t.Helper()
-	if p.ln == nil {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.ln = ln
-	}
-	p.wg.Go(func() {
-		for {
-			c, err := p.ln.Accept()
-			if err != nil {
-				return
-			}
-			p.wg.Go(func() { p.serve(c) })
-		}
-	})
-	t.Cleanup(func() { _ = p.ln.Close(); p.wg.Wait() })
-	return &url.URL{Scheme: "http", Host: p.ln.Addr().String()}
-}
-
-func (p *proxy) serve(c net.Conn) {
-	defer c.Close()
-	req, err := http.ReadRequest(bufio.NewReader(c))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return
+		t.Fatal(err)
 	}
-	p.mu.Lock()
-	p.requests = append(p.requests, req)
-	p.mu.Unlock()
-	req.Header.Set("Authorization", req.Header.Get("Proxy-Authorization"))
-	name, password, _ := req.BasicAuth()
-	switch {
-	case p.mute:
-		_, _ = io.Copy(io.Discard, c)
-	case p.answer != "":
-		_, _ = io.WriteString(c, p.answer)
-	case p.user != "" && name+":"+password != p.user:
-		_, _ = io.WriteString(c, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n")
-	case req.Method != http.MethodConnect:
-		_, _ = io.WriteString(c, "HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n")
-	default:
-		far, err := net.Dial("tcp", req.Host)
-		if err != nil {
-			_, _ = io.WriteString(c, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
-			return
-		}
-		_, _ = io.WriteString(c, "HTTP/1.1 200 Connection established\r\nVia: 1.1 proxy\r\n\r\n")
-		_, _, _ = splice.Splice(c, far)
+	u := &url.URL{Scheme: "http", Host: l.Addr().String()}
+	if cert != nil {
+		u.Scheme = "https"
+		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*cert}})
 	}
-}
-
-func (p *proxy) seen() []*http.Request {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.requests
+	p.Serve(l)
+	t.Cleanup(p.Close)
+	return u
 }
 
 func through(u *url.URL) func(*url.URL) (*url.URL, error) {
@@ -106,25 +49,19 @@ func TestThroughProxy(t *testing.T) {
 		"with a user for naught": {gives: "a:b"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &proxy{user: tc.user}
+			p := &relay.Proxy{User: tc.user}
+			var cert *tls.Certificate
 			if tc.tls {
-				ln, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				p.ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pki().broker}})
+				cert = &pki().broker
+				proxyRoots = pki().roots
+				defer func() { proxyRoots = nil }()
 			}
-			u := startProxy(t, p)
+			u := startProxy(t, p, cert)
 			if name, password, ok := strings.Cut(tc.gives, ":"); ok {
 				u.User = url.UserPassword(name, password)
 			}
 			d := dialer(b.addr, TransportAuto, Config{})
 			d.HeadStart, d.Proxy = time.Hour, through(u)
-			if tc.tls {
-				u.Scheme = "https"
-				proxyRoots = pki().roots
-				defer func() { proxyRoots = nil }()
-			}
 			s, err := d.Dial(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -140,8 +77,8 @@ func TestThroughProxy(t *testing.T) {
 			}
 			copyOver(t, st, 1<<20)
 			_ = st.Close()
-			if r := p.seen(); len(r) != 1 || r[0].Host != b.addr || r[0].RequestURI != b.addr {
-				t.Errorf("the proxy was asked for %+v", r)
+			if got := p.Asked(); len(got) != 1 || got[0] != "CONNECT "+b.addr {
+				t.Errorf("the proxy was asked for %q", got)
 			}
 		})
 	}
@@ -151,27 +88,27 @@ func TestThroughProxy(t *testing.T) {
 func TestProxyRefuses(t *testing.T) {
 	b := startBroker(t, AcceptorConfig{})
 	for name, tc := range map[string]struct {
-		p    proxy
+		p    *relay.Proxy
 		want string
 	}{
-		"user wanted":   {proxy{user: "a:b"}, "wants a user and password"},
-		"refused":       {proxy{answer: "HTTP/1.1 403 Forbidden by policy\r\nContent-Length: 0\r\n\r\n"}, `"403 Forbidden by policy"`},
-		"a portal":      {proxy{answer: "HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n"}, `"302 Found"`},
-		"garbage":       {proxy{answer: "SSH-2.0-OpenSSH\r\n"}, "does not answer CONNECT"},
-		"cut short":     {proxy{answer: "HTTP/1.1 200 OK\r\nVia: "}, "does not answer CONNECT"},
-		"endless":       {proxy{answer: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 2*maxProxyAnswer)}, "longer than"},
-		"endless small": {proxy{answer: strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 10000)}, "longer than"},
-		"mute":          {proxy{mute: true}, "no answer within"},
-		"switching":     {proxy{answer: "HTTP/1.1 101 Switching Protocols\r\n\r\n"}, "refuses to connect"},
+		"user wanted":   {&relay.Proxy{User: "a:b"}, "wants a user and password"},
+		"refused":       {&relay.Proxy{Answer: "HTTP/1.1 403 Forbidden by policy\r\nContent-Length: 0\r\n\r\n"}, `"403 Forbidden by policy"`},
+		"a portal":      {&relay.Proxy{Answer: "HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n"}, `"302 Found"`},
+		"garbage":       {&relay.Proxy{Answer: "SSH-2.0-OpenSSH\r\n"}, "does not answer CONNECT"},
+		"cut short":     {&relay.Proxy{Answer: "HTTP/1.1 200 OK\r\nVia: "}, "does not answer CONNECT"},
+		"endless":       {&relay.Proxy{Answer: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 2*maxProxyAnswer)}, "longer than"},
+		"endless small": {&relay.Proxy{Answer: strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 10000)}, "longer than"},
+		"mute":          {&relay.Proxy{Mute: true}, "no answer within"},
+		"switching":     {&relay.Proxy{Answer: "HTTP/1.1 101 Switching Protocols\r\n\r\n"}, "refuses to connect"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			u := startProxy(t, &tc.p)
+			u := startProxy(t, tc.p, nil)
 			u.User = url.UserPassword("agent", "sesame")
 			d := dialer(b.addr, TransportAuto, Config{HandshakeTimeout: time.Second})
 			d.Proxy = through(u)
 			_, err := d.Dial(t.Context())
-			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, ErrProxy) && !tc.p.mute || strings.Contains(err.Error(), "sesame") {
+			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, ErrProxy) && !tc.p.Mute || strings.Contains(err.Error(), "sesame") {
 				t.Errorf("got %v, want %q of the proxy", err, tc.want)
 			}
 		})

@@ -26,6 +26,7 @@ type Stream struct {
 	s      *Session
 	slot   *limiter
 	closed atomic.Bool
+	bytes  atomic.Uint64
 }
 
 var _ net.Conn = (*Stream)(nil)
@@ -40,6 +41,7 @@ func (st *Stream) Read(p []byte) (int, error) {
 	}
 	n, err := st.raw.Read(p)
 	if n > 0 {
+		st.bytes.Add(uint64(n))
 		st.s.bytesIn.Add(uint64(n))
 		st.s.meter.read(n)
 	}
@@ -57,6 +59,7 @@ func (st *Stream) Write(p []byte) (int, error) {
 	st.s.writes.Add(1)
 	n, err := st.raw.Write(p)
 	if n > 0 {
+		st.bytes.Add(uint64(n))
 		st.s.bytesOut.Add(uint64(n))
 		st.s.meter.wrote(n)
 	}
@@ -109,6 +112,9 @@ func (st *Stream) Reset(code wire.Code) error {
 
 // Abort is Reset(wire.Canceled), for those who know nothing of codes.
 func (st *Stream) Abort() error { return st.Reset(wire.Canceled) }
+
+// Bytes returns how many bytes were read and written so far, together.
+func (st *Stream) Bytes() uint64 { return st.bytes.Load() }
 
 // Session returns the session that carries the stream.
 func (st *Stream) Session() *Session { return st.s }

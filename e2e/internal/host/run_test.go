@@ -20,17 +20,23 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		select {}
+		for { // until it is killed; a goroutine that waits for nothing, alone in its process, would be a deadlock
+			time.Sleep(time.Hour)
+		}
 	}
 	os.Exit(m.Run())
 }
 
-// doomedRun makes one of everything, says so, and waits for its end.
+// doomed holds the run for as long as the process lives: a lock that nobody refers to is released.
+var doomed *Run
+
+// doomedRun makes one of everything, and says so.
 func doomedRun() error {
 	run, err := NewRun()
 	if err != nil {
 		return err
 	}
+	doomed = run
 	ns, err := AddNetns(run.Name("a"))
 	if err != nil {
 		return err

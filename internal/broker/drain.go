@@ -1,0 +1,49 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/mooring-edge/mooring/pkg/health"
+)
+
+// errDraining turns away who comes while the broker is on its way out.
+var errDraining = errors.New("this broker is about to stop")
+
+// enter is asked for each connection to the public port.
+func (b *broker) enter(source net.Addr) (leave func(), err error) {
+	if b.draining.Load() {
+		return nil, errDraining
+	}
+	return b.door.Enter(source)
+}
+
+// drain has the nodes move to other brokers, and returns once nothing is open that could still end by itself, or
+// drain.grace is over. Meanwhile nobody new is let in, and /readyz says so. Until drain.spread is over streams are
+// taken as ever: a node that has not moved yet is asked here.
+//
+// Only what API servers have open counts (logs, exec, port-forward): the connections of nodes to their API
+// servers are kept open for good by their clients, and made anew as a matter of course.
+func (b *broker) drain(ctx context.Context) {
+	grace, spread := b.cfg.Drain.Grace.Duration, b.cfg.Drain.Spread.Duration
+	if grace <= 0 {
+		return
+	}
+	began := time.Now()
+	b.draining.Store(true)
+	b.health.Set(condFront, health.False, "Draining", "this broker is about to stop: nodes move to others")
+	sessions := b.board.Count()
+	b.log.Info("draining before the end; a second signal ends at once", "sessions", sessions, "dials", b.egress.Open(), "spread", spread, "grace", grace)
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	b.board.Drain(ctx, spread)
+	if spread > 0 {
+		moved, stop := context.WithTimeout(ctx, spread)
+		b.board.WaitEmpty(moved)
+		stop()
+	}
+	b.egress.WaitIdle(ctx)
+	b.log.Info("drained", "after", time.Since(began).Round(time.Millisecond), "moved", sessions-b.board.Count(), "cut", b.egress.Open())
+}
