@@ -144,7 +144,7 @@ func (b *broker) runWhole(ctx context.Context, st *store.Store) error {
 	b.watchNodes(ctx, g, st)
 	b.serve(ctx, g, st, ln)
 	err = g.Wait()
-	ln.close() // what served on them has closed most of them
+	ln.close()      // what served on them has closed most of them
 	b.events.Wait() // nothing of what ended can begin another
 	return err
 }

@@ -2,11 +2,17 @@ package broker
 
 import (
 	"errors"
+	"net"
+	"net/url"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/relay"
 	"github.com/mooring-edge/mooring/pkg/join"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
 // TestNodesOwnHalf has the agent's own code enrol, let its certificate run out, and be renewed by its key, by a
@@ -48,5 +54,54 @@ func TestNodesOwnHalf(t *testing.T) {
 	}
 	if _, err := j.Renew(t.Context()); err == nil {
 		t.Error("a removed node was renewed")
+	}
+}
+
+// TestNodeBehindProxy: a site whose only way out is a proxy that wants a password, and that alone knows the broker's name.
+// Enrolment, renewal and the tunnel go through it. Seen failing with join.Config.Proxy left out, and with Dialer.Proxy.
+func TestNodeBehindProxy(t *testing.T) {
+	const name = "broker.invalid:8443"
+	r := startBroker(t, t.TempDir())
+	r.addTenant(t, "acme")
+	b := r.bundle(t, "acme", 1)
+	p := &relay.Proxy{User: "site-7:sesame", Lead: func(target string) string {
+		if target == name {
+			return r.cfg.Front.Listen
+		}
+		return target
+	}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Serve(l)
+	t.Cleanup(p.Close)
+	way := func(*url.URL) (*url.URL, error) {
+		return config.ProxyURL("http://site-7:sesame@" + l.Addr().String())
+	}
+	j := join.New(join.Config{
+		StateDir: t.TempDir(), Hostname: "edge-1", StopOnRefusal: true, Proxy: way,
+		Bundle: func() (join.Bundle, error) {
+			return join.Bundle{Endpoint: name, Tenant: b.Tenant, Token: b.Token, CACertHashes: b.CACertHashes}, nil
+		},
+	})
+	id, err := j.Enrol(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, err = j.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d := &tunnel.Dialer{Endpoint: id.Endpoint, TLS: j.TLS(), Proxy: way, Config: tunnel.Config{
+		Hello: func() wire.Hello { return wire.Hello{Node: id.Node} },
+	}}
+	s, err := d.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(wire.Shutdown, "the test is over")
+	r.logs.await(t, `msg="node connected" tenant=acme node=edge-1 transport=tcp`)
+	if want := slices.Repeat([]string{"CONNECT " + name}, 3); !slices.Equal(p.Asked(), want) {
+		t.Errorf("the proxy was asked for %q, want %q", p.Asked(), want)
 	}
 }
