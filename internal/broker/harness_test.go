@@ -294,13 +294,17 @@ func dialWith(t *testing.T, e admin.EgressResponse, target string) (status, said
 
 // connectBy asks for a connection as kube-apiserver does. It has ten seconds in all.
 func connectBy(e admin.EgressResponse, target string) (conn net.Conn, status string, err error) {
+	return connectWith(&net.Dialer{}, e, target)
+}
+
+func connectWith(d *net.Dialer, e admin.EgressResponse, target string) (conn net.Conn, status string, err error) {
 	pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
 	if err != nil {
 		return nil, "", err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(e.CA))
-	conn, err = tls.Dial("tcp", strings.TrimPrefix(e.Endpoint, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}})
+	conn, err = tls.DialWithDialer(d, "tcp", strings.TrimPrefix(e.Endpoint, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}})
 	if err != nil {
 		return nil, "", err
 	}

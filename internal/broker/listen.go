@@ -89,11 +89,11 @@ func (b *broker) newDoor() *strangers.Door {
 	}})
 }
 
-// newEgressDoor does so where API servers call. Their rate is their tenants' affair.
+// newEgressDoor does so where API servers call. One that goes wild must not take the processors from the others.
 func (b *broker) newEgressDoor() *strangers.Door {
 	most := b.cfg.Egress.MaxUnauthenticated
 	return strangers.NewDoor(strangers.Config{Port: "egress", Registerer: b.metrics, Logger: b.log, Limits: strangers.Limits{
-		Max: most, MaxPerSource: most / 4,
+		Max: most, MaxPerSource: most / 4, RatePerSource: b.cfg.Egress.AcceptRatePerSource,
 	}})
 }
 

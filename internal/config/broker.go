@@ -69,6 +69,10 @@ type BrokerEgress struct {
 	// MaxUnauthenticated is how many connections whose peer has not shown a tenant's certificate there may be at one
 	// time, a quarter of them from one address. Default 2048: an API server makes one for each request.
 	MaxUnauthenticated int `json:"maxUnauthenticated"`
+	// AcceptRatePerSource is how many connections a second one address may make; four seconds' worth may come at once. Default
+	// 500: that is half a core of handshakes, so one tenant's API server that goes wild leaves the rest to the others. Set
+	// it to the sum of all where the API servers of many tenants come from one address.
+	AcceptRatePerSource int `json:"acceptRatePerSource"`
 	// MaxPending is how many dials of one tenant may wait for an answer. Default 500: a tenant
 	// half of whose thousand nodes are cut off at one moment, and are asked for at once, still gets an answer for each.
 	MaxPending int `json:"maxPending"`
@@ -131,7 +135,7 @@ func DefaultBroker() *Broker {
 			MaxUnauthenticated: 4096, MaxUnauthenticatedPerSource: 512,
 			AcceptRate: 1000, AcceptRatePerSource: 500,
 		}},
-		Egress: BrokerEgress{Listen: ":8132", PublicEndpoint: "https://127.0.0.1:8132", MaxUnauthenticated: 2048, MaxPending: 500},
+		Egress: BrokerEgress{Listen: ":8132", PublicEndpoint: "https://127.0.0.1:8132", MaxUnauthenticated: 2048, AcceptRatePerSource: 500, MaxPending: 500},
 		Tunnel: BrokerTunnel{
 			HeartbeatInterval: Duration{25 * time.Second},
 			HeartbeatTimeout:  Duration{60 * time.Second},
@@ -179,6 +183,7 @@ func (c *Broker) validate(p *problems) {
 	}
 	c.Front.Limits.validate(p)
 	p.check("egress.maxUnauthenticated", intBetween(c.Egress.MaxUnauthenticated, 4, 1_000_000))
+	p.check("egress.acceptRatePerSource", intBetween(c.Egress.AcceptRatePerSource, 1, 1_000_000))
 	p.check("egress.maxPending", intBetween(c.Egress.MaxPending, 1, 1_000_000))
 	p.check("egress.listen", listenAddr(c.Egress.Listen))
 	p.check("egress.publicEndpoint", httpsURL(c.Egress.PublicEndpoint))
