@@ -54,6 +54,71 @@ func (s *suite) brokerKilled(t *testing.T) {
 	}
 }
 
+// brokerRestarted: a broker that is told to stop lets a command finish that runs when it is told, and is asked for others
+// meanwhile.
+func (s *suite) brokerRestarted(t *testing.T) {
+	type result struct {
+		n   *node
+		out string
+		err error
+	}
+	running := make(chan result, len(s.nodes))
+	for _, n := range s.nodes {
+		go func() {
+			out, err := s.exec(s.ctx, n, "echo begun; sleep 4; cat /site")
+			running <- result{n, out, err}
+		}()
+		s.wait(t, "the command on "+n.String()+" to run", time.Minute, func(ctx context.Context) error {
+			_, err := s.exec(ctx, n, "pgrep -f 'sleep 4'")
+			return err
+		})
+	}
+	stopped := make(chan struct{})
+	told := time.Now()
+	go func() {
+		defer close(stopped)
+		s.platform.Broker.Stop()
+	}()
+	for range s.nodes {
+		if r := <-running; r.err != nil || r.out != "begun\n"+r.n.site()+"\n" {
+			t.Errorf("the command on %s that ran when the broker was told to stop: %q, %v", r.n, r.out, r.err)
+		}
+	}
+	<-stopped
+	s.note("stopped after %.1f s", time.Since(told).Seconds())
+	start := time.Now()
+	must(t, s.platform.StartBroker(s.ctx))
+	for _, n := range s.nodes {
+		s.wait(t, "exec on "+n.String(), time.Until(start.Add(backLimit)), s.execWorks(n))
+		s.note("%s back after %.1f s", n, time.Since(start).Seconds())
+	}
+}
+
+// agentRestarted: an agent that is told to stop, as for an upgrade, is back within two seconds.
+func (s *suite) agentRestarted(t *testing.T) {
+	for _, n := range s.nodes {
+		pod, kubelet := s.containers(t, n), n.box.FindProcess("kubelet")
+		n.box.Agent().Stop()
+		start := time.Now()
+		must(t, n.box.StartAgent())
+		s.wait(t, "the tunnel of "+n.String(), 2*time.Second, func(ctx context.Context) error {
+			out, err := s.platform.BrokerCommand(ctx, "node", "show", n.String(), "-o", "json")
+			if err == nil && !strings.Contains(out, `"connected": true`) {
+				err = fmt.Errorf("not connected: %s", out)
+			}
+			return err
+		})
+		s.note("%s back after %.1f s", n, time.Since(start).Seconds())
+		s.wait(t, "exec on "+n.String(), time.Minute, s.execWorks(n))
+		if now := s.containers(t, n); now != pod {
+			t.Errorf("the pod of %s was disturbed: %s; before: %s", n, now, pod)
+		}
+		if now := n.box.FindProcess("kubelet"); now != kubelet {
+			t.Errorf("the kubelet of %s was restarted with the agent: process %d, before %d", n, now, kubelet)
+		}
+	}
+}
+
 // containers describes a node's pod by what changes when it is disturbed.
 func (s *suite) containers(t *testing.T, n *node) string {
 	t.Helper()

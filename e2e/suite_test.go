@@ -139,7 +139,9 @@ var cases = []testCase{
 	{"WrongKubeletCARefused", false, (*suite).wrongKubeletCA},
 	{"OtherTenantsNodesNotFound", false, (*suite).otherTenant},
 	{"BrokerKilled", false, (*suite).brokerKilled},
+	{"BrokerRestarted", false, (*suite).brokerRestarted},
 	{"AgentKilled", false, (*suite).agentKilled},
+	{"AgentRestarted", false, (*suite).agentRestarted},
 	{"NodeRebooted", false, (*suite).nodeRebooted},
 	{"NothingElseLeftTheSites", false, (*suite).nothingElseLeft},
 }

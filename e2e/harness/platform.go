@@ -120,6 +120,7 @@ egress:
   listen: %s
   publicEndpoint: https://%s
   hostsDir: %s
+drain: {grace: 8s}
 %s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir(), identity)
 }
 

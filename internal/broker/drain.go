@@ -20,12 +20,12 @@ func (b *broker) enter(source net.Addr) (leave func(), err error) {
 	return b.door.Enter(source)
 }
 
-// drain has the nodes move to other brokers, and returns once nothing is open that could still end by itself, or
-// drain.grace is over. Meanwhile nobody new is let in, and /readyz says so. Until drain.spread is over streams are
-// taken as ever: a node that has not moved yet is asked here.
+// drain has the nodes move to other brokers, if drain.spread says that there are any, and returns once nothing is open that
+// could still end by itself, or drain.grace is over. Meanwhile nobody new is let in, and /readyz says so. A node that has
+// not moved is asked here: until drain.spread is over, or, where there is no other broker, to the end.
 //
-// Only what API servers have open counts (logs, exec, port-forward): the connections of nodes to their API
-// servers are kept open for good by their clients, and made anew as a matter of course.
+// Only what API servers have open counts (logs, exec, port-forward, and what they keep open to use it again): the
+// connections of nodes to their API servers are kept open for good by their clients, and made anew as a matter of course.
 func (b *broker) drain(ctx context.Context) {
 	grace, spread := b.cfg.Drain.Grace.Duration, b.cfg.Drain.Spread.Duration
 	if grace <= 0 {
@@ -38,8 +38,8 @@ func (b *broker) drain(ctx context.Context) {
 	b.log.Info("draining before the end; a second signal ends at once", "sessions", sessions, "dials", b.egress.Open(), "spread", spread, "grace", grace)
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	b.board.Drain(ctx, spread)
 	if spread > 0 {
+		b.board.Drain(ctx, spread)
 		moved, stop := context.WithTimeout(ctx, spread)
 		b.board.WaitEmpty(moved)
 		stop()

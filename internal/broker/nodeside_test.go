@@ -89,7 +89,7 @@ func TestNodeBehindProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id, err = j.Renew(t.Context()); err != nil {
+	if _, err := j.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	d := &tunnel.Dialer{Endpoint: id.Endpoint, TLS: j.TLS(), Proxy: way, Config: tunnel.Config{

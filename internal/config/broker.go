@@ -93,7 +93,8 @@ type BrokerTunnel struct {
 // BrokerDrain says how a broker stops (SIGTERM).
 type BrokerDrain struct {
 	// Spread is the time within which nodes are to move to other brokers, each at a moment of its own; until it is over this one
-	// takes streams as ever. 0s: there is no other broker, or none that a node could reach. Default 0s.
+	// takes streams as ever. 0s: there is no other broker, or none that a node could reach; then streams are taken to the end.
+	// Default 0s.
 	Spread Duration `json:"spread"`
 	// Grace bounds the whole: what API servers have open may go on for so long. A broker on which nothing is open stops before.
 	// 0s: it stops at once. Default 10s.
