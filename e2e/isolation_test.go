@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"net"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +76,7 @@ func (s *suite) otherTenant(t *testing.T) {
 		if !bytes.HasPrefix(got, []byte("HTTP/1.1 404 ")) {
 			t.Errorf("CONNECT %s as globex: %q, want 404", c.acmes, got)
 		}
+		got, want = dialID.ReplaceAll(got, nil), dialID.ReplaceAll(want, nil) // random, and of one length
 		if got = bytes.ReplaceAll(got, []byte(c.acmes), []byte(c.nobodys)); !bytes.Equal(got, want) {
 			t.Errorf("the answer for acme's %s differs from that for nobody's %s:\n%q\n%q", c.acmes, c.nobodys, got, want)
 		}
@@ -87,6 +90,38 @@ func (s *suite) otherTenant(t *testing.T) {
 	// Two of acme's nodes have the address: no guess, but an answer that says what to do.
 	if answer := refused(s.acme, harness.NodeAddress+":10250"); !bytes.Contains(answer, []byte("--kubelet-preferred-address-types")) {
 		t.Errorf("CONNECT to an address of two nodes: %q, want a word on what to set", answer)
+	}
+}
+
+// dialID is how an answer that refuses a dial names it.
+var dialID = regexp.MustCompile(`\(dial ([0-9a-f]{16})\)`)
+
+// dialIDInBothLogs: the error that a person at kubectl gets names the dial, and by that name it is found in the broker's
+// log and in the node's, whose policy refused it.
+func (s *suite) dialIDInBothLogs(t *testing.T) {
+	for _, n := range s.nodes {
+		const notTheKubelets = "22"
+		_, err := n.tenant.Kubectl(s.ctx, "get", "--raw", "/api/v1/nodes/http:"+n.name+":"+notTheKubelets+"/proxy/")
+		if err == nil {
+			t.Errorf("port %s of %s was reached", notTheKubelets, n)
+			continue
+		}
+		id := dialID.FindStringSubmatch(err.Error())
+		if id == nil {
+			t.Errorf("the error names no dial: %v", err)
+			continue
+		}
+		for log, what := range map[string]string{
+			s.platform.Broker.Log: "egress dial refused", n.box.Agent().Log: "refused a connection from the broker",
+		} {
+			data, err := os.ReadFile(log)
+			must(t, err)
+			line := regexp.MustCompile(`(?m)^.*msg="` + what + `" dial=` + id[1] + `.*$`).FindString(string(data))
+			if !strings.Contains(line, "target="+n.name+":"+notTheKubelets) || !strings.Contains(line, `code="denied by policy"`) {
+				t.Errorf("%s says of dial %s: %q", s.env.Relative(log), id[1], line)
+			}
+			s.logf("    %s", line)
+		}
 	}
 }
 

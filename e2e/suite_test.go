@@ -138,6 +138,7 @@ var cases = []testCase{
 	{"KubeletCertificatesVerified", false, (*suite).kubeletCertificates},
 	{"WrongKubeletCARefused", false, (*suite).wrongKubeletCA},
 	{"OtherTenantsNodesNotFound", false, (*suite).otherTenant},
+	{"DialIDInBothLogs", false, (*suite).dialIDInBothLogs},
 	{"BrokerKilled", false, (*suite).brokerKilled},
 	{"BrokerRestarted", false, (*suite).brokerRestarted},
 	{"AgentKilled", false, (*suite).agentKilled},

@@ -84,17 +84,20 @@ func (e *apiEndpoint) serve(ctx context.Context, l net.Listener) error {
 func (e *apiEndpoint) carry(ctx context.Context, conn net.Conn) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	stream, err := e.open(ctx)
+	started, trace := time.Now(), wire.NewTrace()
+	log := e.logger.With("dial", trace.String())
+	stream, err := e.open(tunnel.WithTrace(ctx, trace))
 	e.metrics.api(err)
 	if err != nil {
-		e.logger.Debug("local API endpoint: no way to the API server, closing the connection", "err", err)
+		log.Debug("local API endpoint: no way to the API server, closing the connection", "took", time.Since(started), "err", err)
 		conn.Close()
 		return
 	}
 	over := make(chan struct{})
 	defer close(over)
 	go e.move(conn, stream, over)
-	_, _, _ = splice.Splice(conn, stream)
+	up, down, err := splice.Splice(conn, stream)
+	log.Debug("local API endpoint: connection ended", "up", up, "down", down, "after", time.Since(started), "err", err)
 }
 
 func (e *apiEndpoint) open(ctx context.Context) (*tunnel.Stream, error) {

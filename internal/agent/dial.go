@@ -27,19 +27,24 @@ type kubeletDialer struct {
 
 // handle is the tunnel's handler for streams that the broker opens.
 func (d *kubeletDialer) handle(ctx context.Context, _ *tunnel.Session, r *tunnel.Request) {
+	started := time.Now()
+	log := d.logger.With("dial", r.Trace.String(), "target", r.Target)
 	conn, code, err := d.dial(ctx, r.Kind, r.Target)
 	d.metrics.dial(code)
 	if err != nil {
-		d.logger.Info("refused a connection from the broker", "target", r.Target, "code", code.String(), "err", err)
+		log.Info("refused a connection from the broker", "code", code.String(), "took", time.Since(started), "err", err)
 		_ = r.Refuse(code, err.Error())
 		return
 	}
 	stream, err := r.Accept()
 	if err != nil {
+		log.Debug("a connection from the broker was given up before its answer", "err", err)
 		conn.Close()
 		return
 	}
-	_, _, _ = splice.Splice(stream, conn) // how it ended, both ends have been told
+	log.Debug("accepted a connection from the broker", "took", time.Since(started))
+	toNode, toBroker, err := splice.Splice(stream, conn)
+	log.Debug("a connection from the broker ended", "toNode", toNode, "toBroker", toBroker, "after", time.Since(started), "err", err)
 }
 
 // dial decides and dials; the code is the answer.

@@ -75,11 +75,12 @@ type shore struct {
 	broker *jointest.Broker
 	up     chan *tunnel.Session
 	told   chan wire.Status // what nodes say of their certificates
+	named  chan wire.Trace  // the first few names of their streams to the API server
 	stop   func()           // of the tunnel's end
 }
 
 func newShore(t *testing.T) *shore {
-	s := &shore{t: t, api: jointest.NewAPI(t), up: make(chan *tunnel.Session, 16), told: make(chan wire.Status, 16)}
+	s := &shore{t: t, api: jointest.NewAPI(t), up: make(chan *tunnel.Session, 16), told: make(chan wire.Status, 16), named: make(chan wire.Trace, 4)}
 	s.broker = jointest.NewBroker(t, s.api)
 	s.listen()
 	return s
@@ -122,6 +123,10 @@ func (s *shore) handle(_ context.Context, _ *tunnel.Session, r *tunnel.Request) 
 	if r.Kind != wire.KindAPI {
 		_ = r.Refuse(wire.BadRequest, "")
 		return
+	}
+	select {
+	case s.named <- r.Trace:
+	default:
 	}
 	conn, err := net.Dial("tcp", s.api.Address)
 	if err != nil {

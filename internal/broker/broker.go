@@ -32,6 +32,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/switchboard"
 	"github.com/mooring-edge/mooring/internal/tenant"
+	"github.com/mooring-edge/mooring/internal/tracing"
 	"github.com/mooring-edge/mooring/internal/version"
 	"github.com/mooring-edge/mooring/pkg/health"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -77,6 +78,11 @@ func runOver(ctx context.Context, cfg *config.Broker, log *slog.Logger, st *stor
 	}
 	defer auditLog.Close()
 	b.audit = auditLog
+	stopTracing, err := b.startTracing()
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
 	return b.run(ctx, st)
 }
 
@@ -87,6 +93,7 @@ type broker struct {
 	metrics *prometheus.Registry
 	health  *health.Tracker
 	audit   *audit.Log
+	tracer  *tracing.Tracer // nil if not wanted
 
 	ca       *authority
 	holders  *holders
@@ -256,7 +263,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	b.egress = egress.New(egress.Config{
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
-		MaxPending: b.cfg.Egress.MaxPending, Enter: b.newEgressDoor().Enter,
+		MaxPending: b.cfg.Egress.MaxPending, Enter: b.newEgressDoor().Enter, Tracer: b.tracer,
 	})
 	approver := enroll.NewApprover(enroll.ApproverConfig{
 		Nodes: b.nodes, Attester: b.board, Bootstrap: minter, Audit: b.audit, Logger: b.log, Metrics: enrolMetrics,
@@ -274,7 +281,10 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
 	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
-	g.Go(func() error { return b.egress.Serve(ctx, ln.egress) })
+	g.Go(func() error {
+		defer b.forgetRemoved(b.egress)()
+		return b.egress.Serve(ctx, ln.egress)
+	})
 	g.Go(func() error { return b.tokens.Run(ctx, st, enrolMetrics) })
 	g.Go(func() error { return approvals.Run(ctx) })
 	g.Go(func() error { return accounts.Run(ctx) })

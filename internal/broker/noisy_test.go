@@ -17,10 +17,10 @@ import (
 )
 
 // TestFault38NoisyTenant: one tenant's API server dials a node that never answers, and opens connections as fast as it can
-// be imagined to. Another tenant's dials take no more than twice as long as without, at the 99th of a hundred. Mechanism:
-// egress.maxPending (the noisy one's dials are refused at once and pile up nowhere) and
-// egress.acceptRatePerSource (its connections are closed before a handshake is spent on them). Seen failing with
-// the last at 1,000,000: the quiet tenant's 99th is some ten times what it was.
+// be imagined to. Each dial of another tenant is served meanwhile. Mechanism: egress.maxPending (the noisy one's dials are
+// refused at once and pile up nowhere) and egress.acceptRatePerSource (its connections are closed before a handshake is spent
+// on them). Seen failing with each of the two at 1,000,000. How long the quiet one waits is logged and not judged: it is a
+// matter of what else the machine does. (On an idle one the 99th of a hundred stays below twice what it is without noise.)
 func TestFault38NoisyTenant(t *testing.T) {
 	const (
 		rate   = 50               // connections a second that the noisy one is let make
@@ -81,53 +81,50 @@ func TestFault38NoisyTenant(t *testing.T) {
 		return took[len(took)*99/100]
 	}
 
-	// A round of noise, and whether the quiet tenant was left alone. A machine that is busy with something else may spoil
-	// one; the noise without the mechanism spoils each.
-	round := func() bool {
-		before := measure("127.0.0.3", 100)
-		var refused, closed, served atomic.Int64
-		var noisy sync.WaitGroup
-		ctx, stop := context.WithCancel(t.Context())
-		noisy.Go(func() {
-			tick := time.NewTicker(lasts / noise)
-			defer tick.Stop()
-			for range noise {
-				noisy.Go(func() {
-					c, status, err := connectFrom("127.0.0.2", egress[1], "edge-1:"+echoPort)
-					switch {
-					case err != nil:
-						closed.Add(1)
-						return
-					case strings.HasPrefix(status, "200"):
-						served.Add(1)
-					default:
-						refused.Add(1)
-					}
-					c.Close()
-				})
-				select {
-				case <-tick.C:
-				case <-ctx.Done():
+	before := measure("127.0.0.3", 100)
+	var refused, closed, served atomic.Int64
+	var noisy sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	began := time.Now()
+	noisy.Go(func() {
+		tick := time.NewTicker(lasts / noise)
+		defer tick.Stop()
+		for range noise {
+			noisy.Go(func() {
+				c, status, err := connectFrom("127.0.0.2", egress[1], "edge-1:"+echoPort)
+				switch {
+				case err != nil:
+					closed.Add(1)
 					return
+				case strings.HasPrefix(status, "200"):
+					served.Add(1)
+				default:
+					refused.Add(1)
 				}
+				c.Close()
+			})
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
 			}
-		})
-		during := measure("127.0.0.4", int(lasts/others)-20)
-		stop()
-		stalled.drop() // ends the dials that wait
-		noisy.Wait()
-		t.Logf("99th of a hundred: %s before, %s during; of the noisy one's: closed at once %d, refused %d", before, during, closed.Load(), refused.Load())
-		if refused.Load() == 0 || closed.Load() == 0 || served.Load() > 0 {
-			t.Errorf("of the noisy one's dials: closed at once %d, refused %d, served %d", closed.Load(), refused.Load(), served.Load())
 		}
-		return during <= max(2*before, 40*time.Millisecond) // four of the scheduler's time slices
+	})
+	during := measure("127.0.0.4", int(lasts/others)-20)
+	stop()
+	most := int64(rate * (4 + time.Since(began).Seconds() + 1)) // four seconds' worth at once
+	stalled.drop()                                              // ends the dials that wait
+	noisy.Wait()
+	t.Logf("99th of a hundred: %s before, %s during; of the noisy one's: closed at once %d, refused %d", before, during, closed.Load(), refused.Load())
+	if refused.Load() == 0 || closed.Load() == 0 || served.Load() > 0 {
+		t.Errorf("of the noisy one's dials: closed at once %d, refused %d, served %d", closed.Load(), refused.Load(), served.Load())
 	}
-	for range 3 {
-		if round() {
-			return
-		}
+	if n := refused.Load(); n > most {
+		t.Errorf("%d handshakes were spent on the noisy one, want %d at most", n, most)
 	}
-	t.Error("the quiet tenant waited more than twice as long as without the noise, three times in a row")
+	if !strings.Contains(r.logs.String(), "100 dials of this tenant wait") {
+		t.Error("the noisy one's dials were not bounded")
+	}
 }
 
 // stalling keeps requests waiting until they are dropped.

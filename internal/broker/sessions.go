@@ -31,6 +31,7 @@ func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.R
 		r.Refuse(wire.BadRequest, "a node may open streams to its API server only")
 		return
 	}
+	started := time.Now()
 	id, err := b.authorize(ctx, s)
 	if err == nil {
 		err = b.gate.wait(ctx, s)
@@ -43,7 +44,7 @@ func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.R
 		r.Refuse(code, told)
 		return
 	}
-	log := b.log.With("tenant", id.Tenant, "node", id.Name)
+	log := b.log.With("tenant", id.Tenant, "node", id.Name, "dial", r.Trace.String())
 	dialCtx, cancel := context.WithTimeout(ctx, apiDialTimeout)
 	defer cancel()
 	api, err := b.tenants.DialAPI(dialCtx, id.Tenant)
@@ -58,7 +59,7 @@ func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.R
 		return
 	}
 	up, down, err := splice.Splice(stream, api)
-	log.Debug("API connection ended", "up", up, "down", down, "err", err)
+	log.Debug("API connection ended", "up", up, "down", down, "after", time.Since(started), "err", err)
 }
 
 // authorizeEgress lets an API server's certificate speak for its tenant only if it was issued to this

@@ -23,6 +23,7 @@ type Broker struct {
 	Identity      BrokerIdentity `json:"identity"`
 	Kubelet       BrokerKubelet  `json:"kubelet"`
 	Audit         BrokerAudit    `json:"audit"`
+	Tracing       BrokerTracing  `json:"tracing"`
 	Log           Log            `json:"log"`
 }
 
@@ -123,6 +124,16 @@ type BrokerAudit struct {
 	Path string `json:"path"`
 }
 
+// BrokerTracing says where OpenTelemetry spans of API servers' dials go.
+type BrokerTracing struct {
+	// Endpoint is a collector's OTLP/gRPC endpoint: http://host:port, or https://host:port for TLS, verified by the
+	// system's roots. Default empty: no spans.
+	Endpoint string `json:"endpoint"`
+	// SampleRatio is the share of dials that spans are made of, from 0 to 1. A caller whose traceparent says that it
+	// records nothing is followed. Default 1.
+	SampleRatio float64 `json:"sampleRatio"`
+}
+
 // DefaultBroker returns the configuration of an empty file; it lacks front.publicEndpoint.
 func DefaultBroker() *Broker {
 	return &Broker{
@@ -145,6 +156,7 @@ func DefaultBroker() *Broker {
 		},
 		Drain:    BrokerDrain{Grace: Duration{10 * time.Second}},
 		Identity: BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}, ExpiredGrace: Duration{87600 * time.Hour}},
+		Tracing:  BrokerTracing{SampleRatio: 1},
 		Kubelet:  BrokerKubelet{Config: map[string]any{}},
 		Log:      Log{"info", "text"},
 	}
@@ -202,6 +214,12 @@ func (c *Broker) validate(p *problems) {
 	p.check("identity.nodeCertificateTTL", between(c.Identity.NodeCertificateTTL, 10*time.Minute, 397*24*time.Hour))
 	if c.Audit.Path != "" && c.Audit.Path != "-" {
 		p.check("audit.path", absolute(c.Audit.Path))
+	}
+	if c.Tracing.Endpoint != "" {
+		p.check("tracing.endpoint", collectorURL(c.Tracing.Endpoint))
+	}
+	if r := c.Tracing.SampleRatio; r < 0 || r > 1 {
+		p.add("tracing.sampleRatio", "want a number from 0 to 1, got %v", r)
 	}
 	p.check("identity.expiredGrace", between(c.Identity.ExpiredGrace, 0, 100*365*24*time.Hour))
 	validateLog(p, c.Log)

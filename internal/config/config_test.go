@@ -132,6 +132,9 @@ func TestBrokerValues(t *testing.T) {
 			t.Errorf("%s: %v", doc, err)
 		}
 	}
+	if c, err := DecodeBroker("f", []byte(base+"front: {publicEndpoint: 'e:443'}\ntracing: {endpoint: 'https://collector:4317', sampleRatio: 0.25}\n")); err != nil || c.Tracing.SampleRatio != .25 {
+		t.Errorf("tracing: %+v, %v", c, err)
+	}
 	for doc, path := range map[string]string{
 		"{}":                                    "front.publicEndpoint",
 		"front: {publicEndpoint: edge.example}": "front.publicEndpoint",
@@ -157,6 +160,14 @@ func TestBrokerValues(t *testing.T) {
 		"front: {publicEndpoint: 'e:443', limits: {acceptRatePerSource: 2000000}}":                            "front.limits.acceptRatePerSource",
 		"front: {publicEndpoint: 'e:443'}\negress: {maxUnauthenticated: 3}":                                   "egress.maxUnauthenticated",
 		"front: {publicEndpoint: 'e:443'}\negress: {maxPending: 0}":                                           "egress.maxPending",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {endpoint: 'collector:4317'}":                             "tracing.endpoint",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {endpoint: 'https://collector'}":                          "tracing.endpoint",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {endpoint: 'http://user:secret@collector:4317'}":          "tracing.endpoint",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {endpoint: 'http://collector:4317/v1/traces'}":            "tracing.endpoint",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {sampleRatio: 1.1}":                                       "tracing.sampleRatio",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {sampleRatio: -0.1}":                                      "tracing.sampleRatio",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {sampleRatio: half}":                                      "tracing.sampleRatio",
+		"front: {publicEndpoint: 'e:443'}\ntracing: {sampleRatio: 1e999}":                                     "tracing.sampleRatio",
 		"front: {publicEndpoint: 'e:70000'}":                                                                  "front.publicEndpoint",
 		"front: {publicEndpoint: 'e:443', publicendpoint: 'e:443'}\nkubelet: {config: {anything: {goes: 1}}}": "front.publicendpoint",
 	} {

@@ -57,6 +57,14 @@ func walk(path string, doc any, t reflect.Type, found *problems) bool {
 		if _, err := strconv.ParseInt(n.String(), 10, t.Bits()); err != nil {
 			return misfit(path, "a whole number", doc, found)
 		}
+	case reflect.Float64:
+		n, ok := doc.(json.Number)
+		if !ok {
+			return misfit(path, "a number", doc, found)
+		}
+		if _, err := n.Float64(); err != nil {
+			return misfit(path, "a number", doc, found)
+		}
 	}
 	return true
 }

@@ -97,6 +97,15 @@ func ProxyURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
+// collectorURL wants a scheme, which says whether TLS is spoken, a host and a port.
+func collectorURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || hostPort(u.Host) != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return fmt.Errorf("want http://host:port, or https://host:port for TLS, got %q", s)
+	}
+	return nil
+}
+
 // certifiable wants host:port with a host that the broker's certificate can name.
 func certifiable(s string) error {
 	if err := hostPort(s); err != nil {

@@ -34,7 +34,7 @@ type refusalCount struct {
 }
 
 // record notes one refusal. Lines that were left out are counted in the next.
-func (r *refusals) record(id pki.Identity, source, target string, code wire.Code, why error) {
+func (r *refusals) record(id pki.Identity, source, target string, code wire.Code, why error, trace wire.Trace) {
 	if r.log == nil || code == wire.Canceled { // the API server hung up: nobody refused anything
 		return
 	}
@@ -56,7 +56,7 @@ func (r *refusals) record(id pki.Identity, source, target string, code wire.Code
 	c.skipped = 0
 	r.mu.Unlock()
 
-	detail := map[string]string{"target": target, "code": code.String()}
+	detail := map[string]string{"target": target, "code": code.String(), "dial": trace.String()}
 	if skipped > 0 {
 		detail["skipped"] = strconv.Itoa(skipped)
 	}

@@ -20,16 +20,17 @@ func TestRefusedDialsAreAuditedWithinBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		r := refusals{log: audit.New(&out, nil, nil)}
+		trace := wire.NewTrace()
 		acme := pki.Identity{TrustDomain: "mooring.test", Role: pki.RoleAPIServer, Tenant: "acme"}
 		for range 1000 {
-			r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.NotFound, errors.New("not found"))
+			r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.NotFound, errors.New("not found"), trace)
 		}
-		r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.Canceled, errors.New("gone"))
+		r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.Canceled, errors.New("gone"), trace)
 		globex := acme
 		globex.Tenant = "globex"
-		r.record(globex, "192.0.2.8:40000", "edge-1:22", wire.Denied, errors.New("denied"))
+		r.record(globex, "192.0.2.8:40000", "edge-1:22", wire.Denied, errors.New("denied"), trace)
 		time.Sleep(time.Minute)
-		r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.NotFound, errors.New("not found"))
+		r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.NotFound, errors.New("not found"), trace)
 
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if len(lines) != auditedRefusalBurst+2 {
@@ -39,7 +40,7 @@ func TestRefusedDialsAreAuditedWithinBounds(t *testing.T) {
 		if err := errors.Join(json.Unmarshal([]byte(lines[len(lines)-2]), &other), json.Unmarshal([]byte(lines[len(lines)-1]), &last)); err != nil {
 			t.Fatal(err)
 		}
-		if other.Tenant != "globex" || other.Detail["target"] != "edge-1:22" || other.Source != "192.0.2.8:40000" || other.Actor != globex.String() {
+		if other.Tenant != "globex" || other.Detail["target"] != "edge-1:22" || other.Detail["dial"] != trace.String() || other.Source != "192.0.2.8:40000" || other.Actor != globex.String() {
 			t.Errorf("another tenant's refusal came out as %+v", other)
 		}
 		if last.Detail["skipped"] != "900" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -67,39 +68,91 @@ func admitted(ctx context.Context) {
 	}
 }
 
-// pending counts each tenant's dials that wait for an answer.
-type pending struct {
+// requests counts what is under way for each tenant, and keeps the metrics of that.
+type requests struct {
 	max   int
 	gauge *prometheus.GaugeVec
+	dials *prometheus.HistogramVec
 
 	mu      sync.Mutex
-	tenants map[string]int // guarded by mu
+	tenants map[string]*underWay // guarded by mu; none for a tenant of which nothing is
 }
 
-func newPending(most int) *pending {
-	return &pending{max: most, tenants: map[string]int{}, gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+type underWay struct {
+	active    int  // requests that are not yet answered
+	waiting   int  // of these, dials that wait for a node
+	forgotten bool // the tenant is gone: the last drops the metrics
+}
+
+func newRequests(most int) *requests {
+	return &requests{max: most, tenants: map[string]*underWay{}, dials: newDials(), gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "mooring_egress_pending_dials",
 		Help: "Dials of API servers that wait for an answer, by tenant. At egress.maxPending more are refused as overloaded.",
 	}, []string{"tenant"})}
 }
 
-// begin takes a place for one dial. end gives it back.
-func (p *pending) begin(tenant string) (end func(), err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.tenants[tenant] >= p.max {
-		return nil, &tunnel.RefusedError{Code: wire.Overloaded, Message: fmt.Sprintf("%d dials of this tenant wait for an answer already", p.max)}
+// enter notes a request, leave that it was answered.
+func (q *requests) enter(tenant string) (leave func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u := q.tenants[tenant]
+	if u == nil {
+		u = &underWay{}
+		q.tenants[tenant] = u
 	}
-	p.tenants[tenant]++
-	p.gauge.WithLabelValues(tenant).Inc()
-	return func() { p.end(tenant) }, nil
+	u.active++
+	return func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if u.active--; u.active > 0 {
+			return
+		}
+		delete(q.tenants, tenant)
+		if u.forgotten {
+			q.drop(tenant)
+		}
+	}
 }
 
-func (p *pending) end(tenant string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.gauge.WithLabelValues(tenant).Dec()
-	if p.tenants[tenant]--; p.tenants[tenant] == 0 {
-		delete(p.tenants, tenant)
+// begin takes a place for one dial of a request that was entered. end gives it back.
+func (q *requests) begin(tenant string) (end func(), err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u := q.tenants[tenant]
+	if u.waiting >= q.max {
+		return nil, &tunnel.RefusedError{Code: wire.Overloaded, Message: fmt.Sprintf("%d dials of this tenant wait for an answer already", q.max)}
 	}
+	u.waiting++
+	q.gauge.WithLabelValues(tenant).Inc()
+	return func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		u.waiting--
+		q.gauge.WithLabelValues(tenant).Dec()
+	}, nil
+}
+
+// observe notes how a dial of a request that was entered was answered. The exemplar leads from a slow bucket to the logs.
+func (q *requests) observe(tenant string, code wire.Code, took time.Duration, trace wire.Trace) {
+	o := q.dials.WithLabelValues(tenant, code.String())
+	o.(prometheus.ExemplarObserver).ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": trace.String()})
+}
+
+// forget drops a tenant's metrics, now or with the last request that is under way: that would bring them back. Should
+// the tenant be added again meanwhile, its counts may begin once more from 0.
+func (q *requests) forget(tenant string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if u := q.tenants[tenant]; u != nil {
+		u.forgotten = true
+		return
+	}
+	q.drop(tenant)
+}
+
+// drop is called with mu held.
+func (q *requests) drop(tenant string) {
+	of := prometheus.Labels{"tenant": tenant}
+	q.dials.DeletePartialMatch(of)
+	q.gauge.DeletePartialMatch(of)
 }

@@ -2,7 +2,8 @@
 // HTTPConnect protocol of kube-apiserver's egress selector (KEP-1281, k8s.io/apiserver/pkg/server/egressselector).
 //
 // The tenant is what the client certificate says and nothing else. The package knows no sessions and
-// no nodes: it hands each request to a Dialer and joins the two connections.
+// no nodes: it hands each request to a Dialer and joins the two connections. Each dial has a name, a W3C
+// trace context, by which it is found in the logs of both ends.
 package egress
 
 import (
@@ -22,7 +23,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
-	"github.com/mooring-edge/mooring/pkg/tunnel"
+	"github.com/mooring-edge/mooring/internal/tracing"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -53,7 +54,9 @@ type Config struct {
 	Enter func(remote net.Addr) (leave func(), err error)
 	// Registerer takes the metrics; nil leaves them out.
 	Registerer prometheus.Registerer
-	Logger     *slog.Logger
+	// Tracer names each dial, and makes spans of it. nil: names alone.
+	Tracer *tracing.Tracer
+	Logger *slog.Logger
 	// Audit takes a line for each refused dial, within bounds; nil drops them.
 	Audit *audit.Log
 }
@@ -61,8 +64,7 @@ type Config struct {
 // Server answers CONNECT requests. Safe for concurrent use.
 type Server struct {
 	cfg      Config
-	dials    *prometheus.HistogramVec
-	pending  *pending
+	requests *requests
 	refusals refusals
 	open     openDials
 }
@@ -81,13 +83,9 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, pending: newPending(cfg.MaxPending), refusals: refusals{log: cfg.Audit}, dials: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "mooring_egress_dial_seconds",
-		Help:    "Time from an API server's CONNECT request to its answer, by tenant and outcome.",
-		Buckets: []float64{.005, .02, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
-	}, []string{"tenant", "outcome"})}
+	s := &Server{cfg: cfg, requests: newRequests(cfg.MaxPending), refusals: refusals{log: cfg.Audit}}
 	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(s.dials, s.pending.gauge)
+		cfg.Registerer.MustRegister(s.requests.dials, s.requests.gauge)
 	}
 	return s
 }
@@ -131,55 +129,63 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// What is answered here and not by the splice is the last of its connection, which would idle unbounded.
 	w.Header().Set("Connection", "close")
-	id, err := s.identity(r)
-	if err != nil {
-		s.cfg.Logger.Warn("egress request refused: its certificate does not speak for a tenant's API server", "tenant", id.Tenant, "remote", r.RemoteAddr, "err", err)
-		s.refusals.record(id, r.RemoteAddr, r.Host, wire.Denied, err)
-		http.Error(w, "a client certificate of an API server is needed: see `broker egress issue`", http.StatusForbidden)
+	defer s.open.begin()()
+	v := s.decide(r)
+	switch {
+	case errors.Is(v.err, errMethod):
+		w.Header().Set("Allow", http.MethodConnect)
+		http.Error(w, v.err.Error(), http.StatusMethodNotAllowed)
 		return
+	case v.err != nil:
+		refuse(w, v)
+		return
+	}
+	started := time.Now()
+	client, err := hijack(w)
+	if err != nil {
+		v.log.Error("egress connection lost before its answer", "err", err)
+		v.node.Close()
+		return
+	}
+	toNode, toClient, err := splice.Splice(client, v.node)
+	v.log.Debug("egress connection ended", "toNode", toNode, "toAPIServer", toClient, "after", time.Since(started), "err", err)
+}
+
+var errMethod = errors.New("this port takes CONNECT requests of kube-apiserver's egress selector only")
+
+// verdict is what becomes of a request: a connection to a node, or why there is none.
+type verdict struct {
+	trace wire.Trace   // the dial's name
+	log   *slog.Logger // names it
+	node  net.Conn
+
+	code wire.Code
+	err  error
+}
+
+// decide finds out who calls and dials. When it returns, all that is counted of the request is.
+func (s *Server) decide(r *http.Request) verdict {
+	id, err := identity(r)
+	defer s.requests.enter(id.Tenant)() // before it is known that there is the tenant: see Forget
+	if err == nil {
+		err = s.cfg.Authorize(id, r.TLS.PeerCertificates[0])
+	}
+	if err != nil {
+		return s.forbid(r, id, err)
 	}
 	admitted(r.Context())
 	if r.Method != http.MethodConnect {
-		w.Header().Set("Allow", http.MethodConnect)
-		http.Error(w, "this port takes CONNECT requests of kube-apiserver's egress selector only", http.StatusMethodNotAllowed)
-		return
+		return verdict{err: errMethod}
 	}
-	defer s.open.begin()()
-	started := time.Now()
-	node, err := s.dial(r, id.Tenant)
-	took := time.Since(started)
-	code := codeOf(err)
-	s.dials.WithLabelValues(id.Tenant, code.String()).Observe(took.Seconds())
-	log := s.cfg.Logger.With("tenant", id.Tenant, "target", r.Host)
-	if err != nil {
-		log.Info("egress dial refused", "code", code.String(), "took", took, "err", err)
-		s.refusals.record(id, r.RemoteAddr, r.Host, code, err)
-		refuse(w, code, err)
-		return
-	}
-	client, err := hijack(w)
-	if err != nil {
-		log.Error("egress connection lost before its answer", "err", err)
-		node.Close()
-		return
-	}
-	toNode, toClient, err := splice.Splice(client, node)
-	log.Debug("egress connection ended", "toNode", toNode, "toAPIServer", toClient, "err", err)
+	return s.dial(r, id)
 }
 
-func (s *Server) dial(r *http.Request, tenant string) (net.Conn, error) {
-	end, err := s.pending.begin(tenant)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.DialTimeout)
-	defer cancel()
-	return s.cfg.Dialer.Dial(ctx, tenant, r.Host)
-}
+// Forget drops the metrics of a tenant that Authorize lets nobody speak for any more, once what is under way for it was
+// answered.
+func (s *Server) Forget(tenant string) { s.requests.forget(tenant) }
 
 // identity is the caller's, from the certificate that the TLS handshake verified.
-func (s *Server) identity(r *http.Request) (pki.Identity, error) {
+func identity(r *http.Request) (pki.Identity, error) {
 	if r.TLS == nil {
 		return pki.Identity{}, errors.New("no TLS")
 	}
@@ -190,37 +196,7 @@ func (s *Server) identity(r *http.Request) (pki.Identity, error) {
 	if id.Role != pki.RoleAPIServer {
 		return pki.Identity{}, fmt.Errorf("identity %s is not an API server's", id)
 	}
-	return id, s.cfg.Authorize(id, r.TLS.PeerCertificates[0])
-}
-
-func codeOf(err error) wire.Code {
-	var refused *tunnel.RefusedError
-	switch {
-	case err == nil:
-		return wire.OK
-	case errors.As(err, &refused):
-		return refused.Code
-	case errors.Is(err, context.DeadlineExceeded):
-		return wire.DialTimeout
-	case errors.Is(err, context.Canceled):
-		return wire.Canceled
-	}
-	return wire.Unavailable
-}
-
-// refuse answers with the reason in the status line too: kube-apiserver puts that line, and not the
-// body, into the error that the person at kubectl reads.
-func refuse(w http.ResponseWriter, code wire.Code, err error) {
-	reason := oneLine(err.Error())
-	conn, _, hijackErr := http.NewResponseController(w).Hijack()
-	if hijackErr != nil {
-		http.Error(w, reason, code.HTTPStatus())
-		return
-	}
-	defer conn.Close()
-	conn.SetWriteDeadline(time.Now().Add(headerTimeout))
-	fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
-		code.HTTPStatus(), reason, len(reason), reason)
+	return id, nil
 }
 
 // oneLine makes a text fit for a status line: no control characters, and bounded.
@@ -231,8 +207,8 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
-	if len(s) > 512 {
-		s = s[:512]
+	if len(s) > 480 { // and the dial's id
+		s = s[:480]
 	}
 	return s
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -43,7 +44,7 @@ func start(t *testing.T, dial dialerFunc) *fixture {
 	return startWith(t, dial, func(*Config) {})
 }
 
-func startWith(t *testing.T, dial dialerFunc, set func(*Config)) *fixture {
+func startWith(t *testing.T, dial dialerFunc, set func(*Config), made ...func(*Server)) *fixture {
 	t.Helper()
 	ca, err := pki.NewCA("mooring.test", time.Now())
 	if err != nil {
@@ -72,6 +73,9 @@ func startWith(t *testing.T, dial dialerFunc, set func(*Config)) *fixture {
 	}
 	set(&cfg)
 	srv := New(cfg)
+	for _, f := range made {
+		f(srv)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, l) }()
@@ -203,6 +207,9 @@ func TestRefusalsSayWhyInTheStatusLine(t *testing.T) {
 		if resp.StatusCode != want.code.HTTPStatus() || !strings.Contains(resp.Status, want.text) {
 			t.Errorf("%s: answer %q; want %d with %q", target, resp.Status, want.code.HTTPStatus(), want.text)
 		}
+		if !dialID.MatchString(resp.Status) {
+			t.Errorf("%s: answer %q has no id", target, resp.Status)
+		}
 		if resp.Header.Get("Injected") != "" {
 			t.Errorf("%s: the message reached the headers", target)
 		}
@@ -243,7 +250,8 @@ func TestOnlyAPIServersAreServed(t *testing.T) {
 		t.Error("the connection of a refused client is kept open, for as long as it likes")
 	}
 
-	if _, _, resp := f.connect(t, "gone", "edge-1:10250"); resp.StatusCode != http.StatusForbidden {
+	if _, _, resp := f.connect(t, "gone", "edge-1:10250"); resp.StatusCode != http.StatusForbidden || !dialID.MatchString(resp.Status) ||
+		!strings.Contains(resp.Status, "broker egress issue") {
 		t.Errorf("a certificate that speaks for nobody: %s; want 403", resp.Status)
 	}
 
@@ -269,6 +277,9 @@ func TestOtherMethodsAreRefused(t *testing.T) {
 	}
 }
 
+// dialID is what the person at kubectl is shown.
+var dialID = regexp.MustCompile(`\(dial ([0-9a-f]{16})\)`)
+
 func FuzzOneLine(f *testing.F) {
 	f.Add("no node \"x\"\r\nSet-Cookie: a")
 	f.Fuzz(func(t *testing.T, s string) {
@@ -279,7 +290,7 @@ func FuzzOneLine(f *testing.F) {
 	})
 }
 
-// A node of another tenant and one that nobody has: the same bytes come back, and the same is done for them. All that
+// A node of another tenant and one that nobody has: the same bytes come back but for the dial's id, which is random, and the same is done for them. All that
 // the egress can ask anybody is the certificate's tenant, once, and the dialer, once and for that tenant.
 func TestFault31ForeignAndAbsentAreOneAnswer(t *testing.T) {
 	var mu sync.Mutex
@@ -306,11 +317,14 @@ func TestFault31ForeignAndAbsentAreOneAnswer(t *testing.T) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		answer = fmt.Sprint(resp.Status, " ", resp.Header, " ", string(body))
+		answer = dialID.ReplaceAllString(fmt.Sprint(resp.Status, " ", resp.Header, " ", string(body)), "(dial ID)")
 		return strings.ReplaceAll(answer, host, "HOST"), strings.ReplaceAll(strings.Join(calls, ", "), host, "HOST")
 	}
 	foreign, doneForeign := ask("edge-2")
 	absent, doneAbsent := ask("edge-9")
+	if strings.Count(foreign, "(dial ID)") != 2 {
+		t.Errorf("want the dial's id in status and body: %s", foreign)
+	}
 	if foreign != absent || !strings.HasPrefix(foreign, "404 ") {
 		t.Errorf("another tenant's node: %s\none that nobody has: %s", foreign, absent)
 	}

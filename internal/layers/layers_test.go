@@ -30,6 +30,7 @@ var layer = map[string]int{
 	"internal/kubetest":    35,
 	"pkg/join/kubelet":     30,
 	"internal/switchboard": 30,
+	"internal/tracing":     30,
 	"internal/tenant":      30,
 	"pkg/tunnel":           20,
 	"internal/pki":         20,
@@ -45,6 +46,8 @@ var layer = map[string]int{
 	"internal/audit":       10,
 	"internal/strangers":   10,
 	"internal/layers":      0,
+
+	"internal/tracing/tracingtest": 10,
 }
 
 // forbidden are imports that no package may have but those excepted, directly or, where deep is set,
@@ -78,10 +81,27 @@ var forbidden = []struct {
 		reason:  "the agent stays lean: nothing of the broker's weight reaches it",
 	},
 	{
-		in:      []string{"cmd/edge-agent", "cmd/broker"},
-		imports: []string{module + "internal/relay"},
+		imports: []string{"go.opentelemetry.io/otel"},
+		except:  []string{"internal/tracing"},
+		reason:  "what makes the spans can change in one package; everything else knows names of dials",
+	},
+	{
+		in:      []string{"cmd/edge-agent"},
+		imports: []string{"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/proto", "google.golang.org/grpc", module + "internal/tracing"},
 		deep:    true,
-		reason:  "bad networks are for tests to make",
+		reason:  "an exporter of spans would add megabytes to the agent, whose part of a dial is in the broker's spans",
+	},
+	{
+		in:      []string{"pkg/tunnel"},
+		imports: []string{"go.opentelemetry.io/", module + "internal/tracing"},
+		deep:    true,
+		reason:  "the tunnel carries the names of dials; who makes spans of them is not its concern",
+	},
+	{
+		in:      []string{"cmd/edge-agent", "cmd/broker"},
+		imports: []string{module + "internal/relay", module + "internal/tracing/tracingtest"},
+		deep:    true,
+		reason:  "bad networks are for tests to make, and so are collectors",
 	},
 	{
 		in:      []string{"internal/pki"},

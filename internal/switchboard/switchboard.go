@@ -182,9 +182,12 @@ func (b *Board) Dial(ctx context.Context, tenant, addr string) (net.Conn, error)
 	if err != nil || host == "" || port == "" {
 		return nil, refusal(wire.BadRequest, "not an address to dial: %.80q (want host:port)", addr)
 	}
-	s, err := b.find(tenant, host)
+	node, s, err := b.find(tenant, host)
 	if err != nil {
 		return nil, err
+	}
+	if found, ok := ctx.Value(foundKey{}).(Found); ok {
+		ctx = found(ctx, node, s.Transport())
 	}
 	stream, err := s.Open(ctx, wire.KindDial, addr)
 	if err != nil {
@@ -193,8 +196,19 @@ func (b *Board) Dial(ctx context.Context, tenant, addr string) (net.Conn, error)
 	return stream, nil
 }
 
-// find is the session of a tenant that an address belongs to.
-func (b *Board) find(tenant, host string) (*tunnel.Session, error) {
+// Found is told of each dial that a node was found for, before that is asked. The dial goes on with the context that
+// it returns.
+type Found func(ctx context.Context, node string, transport tunnel.Transport) context.Context
+
+type foundKey struct{}
+
+// OnFound has Dial call f, once at most, in the goroutine of its caller.
+func OnFound(ctx context.Context, f Found) context.Context {
+	return context.WithValue(ctx, foundKey{}, f)
+}
+
+// find is the node of a tenant that an address belongs to, and its session.
+func (b *Board) find(tenant, host string) (string, *tunnel.Session, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return among(b.sessions[tenant], host)
@@ -202,13 +216,14 @@ func (b *Board) find(tenant, host string) (*tunnel.Session, error) {
 
 // among finds a session by node name, or by an IP that exactly one of the nodes has. It is given one tenant's nodes and
 // nothing else, so neither its answer nor the way to it depends on what another tenant has.
-func among(nodes map[string]*tunnel.Session, host string) (*tunnel.Session, error) {
+func among(nodes map[string]*tunnel.Session, host string) (string, *tunnel.Session, error) {
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
-		if s := nodes[strings.ToLower(host)]; s != nil {
-			return s, nil
+		name := strings.ToLower(host)
+		if s := nodes[name]; s != nil {
+			return name, s, nil
 		}
-		return nil, notFound(host)
+		return "", nil, notFound(host)
 	}
 	var having []string
 	for name, s := range nodes {
@@ -218,12 +233,12 @@ func among(nodes map[string]*tunnel.Session, host string) (*tunnel.Session, erro
 	}
 	switch len(having) {
 	case 0:
-		return nil, notFound(host)
+		return "", nil, notFound(host)
 	case 1:
-		return nodes[having[0]], nil
+		return having[0], nodes[having[0]], nil
 	}
 	slices.Sort(having)
-	return nil, refusal(wire.BadRequest, "%d nodes have the address %s (%s): start the API server with "+
+	return "", nil, refusal(wire.BadRequest, "%d nodes have the address %s (%s): start the API server with "+
 		"--kubelet-preferred-address-types=Hostname,InternalIP so that it asks for them by name", len(having), host, sample(having))
 }
 

@@ -168,8 +168,8 @@ func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
 		t.Errorf("the search for acme is given %v", shared.sessions["acme"])
 	}
 	for _, host := range []string{"edge-1", "192.168.1.10"} {
-		if s, err := among(shared.sessions["acme"], host); err != nil || s != alone.sessions["acme"]["edge-1"] {
-			t.Errorf("%s, which both tenants have: %v, %v; want acme's own", host, s, err)
+		if node, s, err := among(shared.sessions["acme"], host); err != nil || node != "edge-1" || s != alone.sessions["acme"]["edge-1"] {
+			t.Errorf("%s, which both tenants have: %s, %v, %v; want acme's own", host, node, s, err)
 		}
 	}
 }

@@ -15,7 +15,7 @@ func (t *Tracker) Handler(g prometheus.Gatherer) http.Handler {
 	mux.HandleFunc("GET /livez", t.serveLive)
 	mux.HandleFunc("GET /readyz", t.serveReady)
 	if g != nil {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
+		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	}
 	return mux
 }

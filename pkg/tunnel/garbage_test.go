@@ -140,6 +140,7 @@ func TestFault37GarbageInASession(t *testing.T) {
 		"a second control stream":    {stream: preamble(wire.KindControl, "")},
 		"a garbage preamble":         {stream: []byte("garbage")},
 		"an oversize preamble":       {stream: []byte{0x4d, 2, 2, 1}},
+		"an oversize trace":          {stream: []byte{0x4d, 2, 0, 1, 'n', wire.TraceSize + 1}},
 		"a second hello":             {control: helloFrame()},
 		"an oversize frame":          {control: []byte{9, 0xff, 0xff, 0x7f}},
 		"a ping that is none":        {control: frame(wire.FramePing, []byte("short"))},

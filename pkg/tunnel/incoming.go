@@ -15,6 +15,7 @@ import (
 type Request struct {
 	Kind   wire.Kind
 	Target string
+	Trace  wire.Trace // what the other side calls it in its log; zero: it did not say
 
 	s        *Session
 	raw      muxStream
@@ -114,13 +115,13 @@ func (s *Session) serve(raw muxStream) {
 		}
 		return
 	}
-	r := &Request{Kind: pre.Kind, Target: pre.Target, s: s, raw: raw}
+	r := &Request{Kind: pre.Kind, Target: pre.Target, Trace: pre.Trace, s: s, raw: raw}
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
 	r.stop = raw.onAbort(func() { cancel(&RefusedError{Code: wire.Canceled, Message: "given up by the other side"}) })
 	s.cfg.Handler(ctx, s, r)
 	if !r.answered.Load() {
-		s.log.Error("a stream was left unanswered by its handler; refused as internal error", "kind", r.Kind.String(), "target", r.Target)
+		s.log.Error("a stream was left unanswered by its handler; refused as internal error", "kind", r.Kind.String(), "target", r.Target, "dial", r.Trace.String())
 		_ = r.Refuse(wire.Internal, "")
 	}
 }

@@ -17,7 +17,7 @@ var errOpenTimeout = errors.New("open timeout")
 // it. A refusal, by the other side or by a limit of this one, has a
 // *RefusedError in its chain, the end of the session a *ClosedError, and ctx's
 // end ctx's error. Config.OpenTimeout bounds it in any case; when nothing came
-// back by then, the session itself is put to the test.
+// back by then, the session itself is put to the test. The trace of WithTrace goes with it.
 func (s *Session) Open(ctx context.Context, kind wire.Kind, target string) (*Stream, error) {
 	start := time.Now()
 	st, err := s.open(ctx, kind, target)
@@ -29,7 +29,7 @@ func (s *Session) Open(ctx context.Context, kind wire.Kind, target string) (*Str
 }
 
 func (s *Session) open(ctx context.Context, kind wire.Kind, target string) (*Stream, error) {
-	pre, err := wire.AppendPreamble(nil, wire.Preamble{Kind: kind, Target: target})
+	pre, err := wire.AppendPreamble(nil, wire.Preamble{Kind: kind, Target: target, Trace: TraceOf(ctx)})
 	if err != nil {
 		return nil, &RefusedError{Code: wire.BadRequest, Message: err.Error()}
 	}

@@ -108,6 +108,30 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestTraceTravels: what one side calls a stream is what the other side calls it.
+func TestTraceTravels(t *testing.T) {
+	conform(t, Config{}, func(t *testing.T, p *pair) {
+		got := make(chan wire.Trace, 1)
+		p.handle(func(_ context.Context, _ *Session, r *Request) {
+			got <- r.Trace
+			_ = r.Refuse(wire.NotFound, "")
+		})
+		trace := wire.NewTrace()
+		trace.Flags = wire.FlagSampled
+		for want, ctx := range map[wire.Trace]context.Context{
+			trace: WithTrace(t.Context(), trace), {}: t.Context(),
+		} {
+			_, err := p.opener.Open(ctx, wire.KindDial, "node:1")
+			wantRefused(t, err, wire.NotFound)
+			if tr := within(t, 5*time.Second, got, "the request"); tr != want {
+				t.Errorf("%+v arrived as %+v", want, tr)
+			}
+		}
+		_, err := p.opener.Open(WithTrace(t.Context(), wire.Trace{ID: trace.ID}), wire.KindDial, "node:1")
+		wantRefused(t, err, wire.BadRequest)
+	})
+}
+
 func TestOpenTimeout(t *testing.T) {
 	t.Parallel() // it mostly waits
 	conform(t, Config{OpenTimeout: 100 * time.Millisecond}, func(t *testing.T, p *pair) {

@@ -18,6 +18,7 @@ func TestDocAgrees(t *testing.T) {
 		"`" + ALPN + "`",
 		fmt.Sprintf("| 1 | `%#x` |", magic),
 		fmt.Sprintf("length of the target, big endian, at most %d |", MaxTarget),
+		fmt.Sprintf("length of the trace context, 0 or %d |", TraceSize),
 		fmt.Sprintf("length of the message, big endian, at most %d |", MaxMessage),
 		fmt.Sprintf("unsigned varint (LEB128), at most %d |", MaxFrame),
 		fmt.Sprintf("**bundle**, at most %d KiB", MaxFrame>>10),

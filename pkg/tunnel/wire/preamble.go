@@ -41,6 +41,7 @@ const preambleHeader = 4 // magic, kind, target length (2, big endian)
 type Preamble struct {
 	Kind   Kind
 	Target string
+	Trace  Trace // may be zero
 }
 
 // AppendPreamble appends the encoding of p to b.
@@ -53,7 +54,7 @@ func AppendPreamble(b []byte, p Preamble) ([]byte, error) {
 	}
 	b = append(b, magic, byte(p.Kind))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.Target)))
-	return append(b, p.Target...), nil
+	return appendTrace(append(b, p.Target...), p.Trace)
 }
 
 // ReadPreamble reads one preamble. A kind that this version does not know is no
@@ -80,6 +81,10 @@ func ReadPreamble(r io.Reader) (Preamble, error) {
 	p := Preamble{Kind: Kind(buf[1]), Target: string(target)}
 	if err := validTarget(p.Target); err != nil {
 		return Preamble{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	var err error
+	if p.Trace, err = readTrace(r); err != nil {
+		return Preamble{}, err
 	}
 	return p, nil
 }

@@ -48,8 +48,9 @@ func TestGolden(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		{must(AppendPreamble(nil, Preamble{KindDial, "edge-1:10250"})), "\x4d\x02\x00\x0cedge-1:10250"},
-		{must(AppendPreamble(nil, Preamble{KindControl, ""})), "\x4d\x01\x00\x00"},
+		{must(AppendPreamble(nil, Preamble{KindDial, "edge-1:10250", Trace{}})), "\x4d\x02\x00\x0cedge-1:10250\x00"},
+		{must(AppendPreamble(nil, Preamble{KindDial, "edge-1:10250", someTrace})), "\x4d\x02\x00\x0cedge-1:10250\x190123456789abcdefSPANspan\x01"},
+		{must(AppendPreamble(nil, Preamble{KindControl, "", Trace{}})), "\x4d\x01\x00\x00\x00"},
 		{AppendAnswer(nil, Answer{NotFound, "no node"}), "\x01\x00\x07no node"},
 		{AppendAnswer(nil, Answer{}), "\x00\x00\x00"},
 		{must(AppendFrame(nil, Frame{9, bytes.Repeat([]byte("x"), 200)})), "\x09\xc8\x01" + strings.Repeat("x", 200)},
@@ -67,8 +68,14 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// someTrace is one that can be read.
+var someTrace = Trace{ID: [16]byte([]byte("0123456789abcdef")), Span: [8]byte([]byte("SPANspan")), Flags: FlagSampled}
+
 func TestPreamble(t *testing.T) {
-	for _, p := range []Preamble{{KindControl, ""}, {KindDial, "node:10250"}, {KindAPI, ""}, {99, strings.Repeat("a", MaxTarget)}} {
+	for _, p := range []Preamble{
+		{KindControl, "", Trace{}}, {KindDial, "node:10250", someTrace}, {KindAPI, "", NewTrace()},
+		{99, strings.Repeat("a", MaxTarget), Trace{}}, {99, strings.Repeat("a", MaxTarget), Trace{ID: someTrace.ID, Span: someTrace.Span, Flags: 0xff}},
+	} {
 		b, err := AppendPreamble(nil, p)
 		if err != nil {
 			t.Fatal(err)
@@ -80,15 +87,35 @@ func TestPreamble(t *testing.T) {
 		}
 		truncations(t, b, func(r io.Reader) error { _, err := ReadPreamble(r); return err })
 	}
-	for _, p := range []Preamble{{0, ""}, {KindDial, strings.Repeat("a", MaxTarget+1)}, {KindDial, "a b"}, {KindDial, "a\n"}, {KindDial, "\u00e9"}} {
+	for _, p := range []Preamble{
+		{0, "", Trace{}}, {KindDial, strings.Repeat("a", MaxTarget+1), Trace{}}, {KindDial, "a b", Trace{}}, {KindDial, "a\n", Trace{}},
+		{KindDial, "\u00e9", Trace{}}, {KindDial, "", Trace{ID: someTrace.ID}}, {KindDial, "", Trace{Span: someTrace.Span}}, {KindDial, "", Trace{Flags: 1}},
+	} {
 		if _, err := AppendPreamble(nil, p); err == nil {
 			t.Errorf("%+v was encoded", p)
 		}
 	}
-	for _, s := range []string{"\x00\x01\x00\x00", "\x4d\x00\x00\x00", "\x4d\x01\x02\x01", "\x4d\x01\x00\x01\n", "GET "} {
+	for _, s := range []string{
+		"\x00\x01\x00\x00", "\x4d\x00\x00\x00", "\x4d\x01\x02\x01", "\x4d\x01\x00\x01\n", "GET ",
+		"\x4d\x01\x00\x00\x01", "\x4d\x01\x00\x00\x18", "\x4d\x01\x00\x00\x1a", "\x4d\x01\x00\x00\xff",
+		"\x4d\x01\x00\x00\x19" + strings.Repeat("\x00", 16), "\x4d\x01\x00\x00\x19" + strings.Repeat("i", 16) + strings.Repeat("\x00", 8),
+	} {
 		if _, err := ReadPreamble(strings.NewReader(s + strings.Repeat("a", 600))); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%q: %v, want malformed", s, err)
 		}
+	}
+}
+
+func TestTraceNamesADial(t *testing.T) {
+	if got := someTrace.String(); got != "30313233343536373839616263646566" {
+		t.Errorf("shown as %q", got)
+	}
+	if s := (Trace{}).String(); s != "" {
+		t.Errorf("none is shown as %q", s)
+	}
+	a, b := NewTrace(), NewTrace()
+	if !a.Valid() || a.ID == b.ID || a.Span == b.Span || a.Flags != 0 {
+		t.Errorf("two new ones: %+v, %+v", a, b)
 	}
 }
 
@@ -272,7 +299,9 @@ func TestHello(t *testing.T) {
 }
 
 func FuzzReadPreamble(f *testing.F) {
-	f.Add([]byte("\x4d\x02\x00\x0cedge-1:10250rest"))
+	f.Add([]byte("\x4d\x02\x00\x0cedge-1:10250\x00rest"))
+	f.Add([]byte("\x4d\x02\x00\x0cedge-1:10250\x190123456789abcdefSPANspan\x01rest"))
+	f.Add([]byte("\x4d\x03\x00\x00\x19" + strings.Repeat("\x00", TraceSize)))
 	f.Add([]byte("GET / HTTP/1.1\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
