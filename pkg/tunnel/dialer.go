@@ -195,7 +195,7 @@ func (e *expedition) dialUDP(ctx context.Context, to *net.UDPAddr) (*link, error
 }
 
 func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
-	nd := net.Dialer{KeepAlive: -1}
+	nd := net.Dialer{KeepAlive: -1, Control: boundSegments}
 	raw, err := nd.DialContext(ctx, "tcp", net.JoinHostPort(e.host, strconv.Itoa(int(e.port))))
 	if err != nil {
 		return nil, err
