@@ -205,7 +205,7 @@ func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
 	tc := tls.Client(cc, e.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
-		return nil, err
+		return nil, explainHandshake(err)
 	}
 	if p := tc.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
 		_ = raw.Close()
