@@ -2,10 +2,13 @@ package wan
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"sync"
 	"time"
@@ -21,7 +24,8 @@ const callerPatience = 5 * time.Second
 
 // Portal starts a captive portal on the router, which takes all TCP for itself and drops UDP. Its commands are
 //
-//	be tls       answers with TLS: a certificate of a broker of the same trust domain, of another CA
+//	be tls       answers with TLS and a web server's certificate
+//	be rogue     answers with TLS and the certificate of a broker: of the same trust domain, of another CA
 //	be http      answers anything by a redirect in HTTP
 //	be close     closes at once
 //	be silent    says nothing
@@ -45,7 +49,7 @@ func (w *World) OpenPortal() error { return w.Router.Nft("delete table inet port
 
 type portalRole struct {
 	*role
-	foreign tls.Certificate
+	certs map[string]tls.Certificate // by what the portal is
 
 	mu sync.Mutex // guards the following
 	is string
@@ -56,11 +60,7 @@ func portal(ctx context.Context, r *role) error {
 	if err := r.configure(&struct{}{}); err != nil {
 		return err
 	}
-	ca, err := pki.NewCA(TrustDomain, time.Now())
-	if err != nil {
-		return err
-	}
-	if p.foreign, err = ca.IssueBroker("broker", nil, nil, time.Now(), time.Hour); err != nil {
+	if err := p.makeCertificates(); err != nil {
 		return err
 	}
 	ln, err := net.Listen("tcp", portalPort)
@@ -93,6 +93,28 @@ func portal(ctx context.Context, r *role) error {
 	}
 }
 
+func (p *portalRole) makeCertificates() error {
+	ca, err := pki.NewCA(TrustDomain, time.Now())
+	if err != nil {
+		return err
+	}
+	rogue, err := ca.IssueBroker("broker", nil, nil, time.Now(), time.Hour)
+	if err != nil {
+		return err
+	}
+	_, key, err := pki.MakeKeyPEM()
+	if err != nil {
+		return err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"portal.example"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	web, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	p.certs = map[string]tls.Certificate{"rogue": rogue, "tls": {Certificate: [][]byte{web}, PrivateKey: key}}
+	return err
+}
+
 // meet is what a caller finds.
 func (p *portalRole) meet(c net.Conn, is string) {
 	defer c.Close()
@@ -100,15 +122,11 @@ func (p *portalRole) meet(c net.Conn, is string) {
 	e := Event{Name: "caller", Text: is, Values: map[string]float64{}}
 	var err error
 	switch is {
-	case "tls":
-		var tc *tls.Conn
-		tc = tls.Server(c, &tls.Config{
-			Certificates: []tls.Certificate{p.foreign}, ClientAuth: tls.RequestClientCert,
-			GetConfigForClient: func(hi *tls.ClientHelloInfo) (*tls.Config, error) {
-				// Agrees to whatever protocol is asked for.
-				return &tls.Config{Certificates: []tls.Certificate{p.foreign}, ClientAuth: tls.RequestClientCert, NextProtos: hi.SupportedProtos}, nil
-			},
-		})
+	case "tls", "rogue":
+		tc := tls.Server(c, &tls.Config{GetConfigForClient: func(hi *tls.ClientHelloInfo) (*tls.Config, error) {
+			// It agrees to whatever protocol is asked for.
+			return &tls.Config{Certificates: []tls.Certificate{p.certs[is]}, ClientAuth: tls.RequestClientCert, NextProtos: hi.SupportedProtos}, nil
+		}})
 		if err = tc.Handshake(); err == nil {
 			e.Bytes, err = io.Copy(io.Discard, tc)
 		}
