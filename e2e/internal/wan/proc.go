@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -206,8 +207,28 @@ func (p *Proc) fail(err error) error {
 	return fmt.Errorf("%s: %w\n%s%s", p.name, err, said.Bytes(), log)
 }
 
-// Signal sends the process a signal.
-func (p *Proc) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+// Freeze stops the process, and returns once no thread of it runs any more; Thaw lets it go on. The kernel tells nobody that
+// it is stopped but its parent, and os.Process is not made to ask: so this polls.
+func (p *Proc) Freeze() error {
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(closeLimit); ; time.Sleep(time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		if _, rest, _ := strings.Cut(string(stat), ") "); strings.HasPrefix(rest, "T") {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return p.fail(errors.New("SIGSTOP did not stop it"))
+		}
+	}
+}
+
+// Thaw undoes Freeze.
+func (p *Proc) Thaw() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Kill ends the process as kill -9 does, and returns when it is gone.
 func (p *Proc) Kill() error {
@@ -222,6 +243,7 @@ func (p *Proc) Kill() error {
 // Close has the process end, and returns when it is gone.
 func (p *Proc) Close() error {
 	_ = p.stdin.Close()
+	_ = p.Thaw()
 	select {
 	case <-p.ended:
 		return nil
