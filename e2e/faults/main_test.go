@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) {
 	wan.Main()
 	code := m.Run()
-	if run, err := theRun(); run != nil && err == nil {
+	if run != nil {
 		if err := run.Close(code != 0 && os.Getenv("MOORING_E2E_KEEP") == "1"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
@@ -29,24 +29,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// made says whether there is a run; theRun makes it.
-var made bool
+// run is what all that the tests make belongs to; nil until one makes something.
+var run *host.Run
 
 var makeRun = sync.OnceValues(func() (*host.Run, error) {
-	if _, err := host.Sweep(); err != nil {
-		return nil, err
+	_, err := host.Sweep()
+	if err == nil {
+		run, err = host.NewRun()
 	}
-	made = true
-	return host.NewRun()
+	return run, err
 })
-
-// theRun is what all that the tests make belongs to; nil if no test needed it.
-func theRun() (*host.Run, error) {
-	if !made {
-		return nil, nil
-	}
-	return makeRun()
-}
 
 // missing says what the tests need and there is not.
 func missing() error {
@@ -70,7 +62,7 @@ func network(t *testing.T, s relay.Settings) *wan.World {
 		}
 		t.Skip(err)
 	}
-	run, err := makeRun()
+	r, err := makeRun()
 	must(t, err)
 	name := strings.ToLower(strings.TrimPrefix(t.Name(), "TestFault"))
 	name = strings.Map(func(r rune) rune {
@@ -79,7 +71,7 @@ func network(t *testing.T, s relay.Settings) *wan.World {
 		}
 		return r
 	}, name)
-	w, err := wan.New(run, name, s)
+	w, err := wan.New(r, name, s)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := w.Close(); err != nil {
