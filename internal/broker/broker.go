@@ -133,7 +133,7 @@ func (b *broker) runWhole(ctx context.Context, st *store.Store) error {
 	if err := b.assemble(ctx, st); err != nil {
 		return err
 	}
-	ln, err := b.listen()
+	ln, err := b.listen(ctx)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mooring-edge/mooring/internal/strangers"
+	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
 // apiDialTimeout bounds the connection to a tenant's API server.
@@ -33,7 +34,7 @@ type listeners struct {
 	udp                net.PacketConn
 }
 
-func (b *broker) listen() (_ *listeners, err error) {
+func (b *broker) listen(ctx context.Context) (_ *listeners, err error) {
 	ln := &listeners{}
 	defer func() {
 		if err != nil {
@@ -41,7 +42,7 @@ func (b *broker) listen() (_ *listeners, err error) {
 		}
 	}()
 	cfg := b.cfg
-	if ln.tcp, ln.udp, err = listenBoth(cfg.Front.Listen); err != nil {
+	if ln.tcp, ln.udp, err = listenBoth(ctx, cfg.Front.Listen); err != nil {
 		return nil, fmt.Errorf("front.listen: %w", err)
 	}
 	if ln.egress, err = net.Listen("tcp", cfg.Egress.Listen); err != nil {
@@ -60,13 +61,13 @@ func (b *broker) listen() (_ *listeners, err error) {
 
 // listenBoth takes one port for TCP and UDP. Where the choice is left to the system (port 0), that chooses for TCP
 // alone, and another program may have the port for UDP: then it is asked again.
-func listenBoth(addr string) (net.Listener, net.PacketConn, error) {
+func listenBoth(ctx context.Context, addr string) (net.Listener, net.PacketConn, error) {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, nil, err
 	}
 	for tries := 1; ; tries++ {
-		tcp, err := net.Listen("tcp", addr)
+		tcp, err := tunnel.ListenTCP(ctx, addr)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -5,5 +5,6 @@
 //
 // What a relay in user space can not do: it ends TCP and begins it anew, so the kernels at both ends always have their
 // bytes acknowledged, and no segment is ever lost. A loss on TCP is a pause of one round trip in its place, as a fast
-// retransmission would make it; what the sender's congestion control would do about it is not shown.
+// retransmission would make it; what the sender's congestion control would do about it is not shown. A Link shows that: it
+// carries IP packets between two network namespaces, for which it needs root and Linux.
 package relay

@@ -24,41 +24,58 @@ type schedule struct {
 
 func newSchedule() *schedule { return &schedule{wake: make(chan struct{}, 1)} }
 
+// add has hand called at due. It wakes the one who runs the schedule only if nothing else is due before.
 func (s *schedule) add(due time.Time, hand func()) {
 	s.mu.Lock()
 	s.seq++
-	heap.Push(&s.parcel, parcel{due, s.seq, hand})
+	seq := s.seq
+	heap.Push(&s.parcel, parcel{due, seq, hand})
+	first := s.parcel[0].seq == seq
 	s.mu.Unlock()
+	if !first {
+		return
+	}
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-// next returns what is due, or how long until something is; 0 is for ever.
-func (s *schedule) next() (hand func(), wait time.Duration) {
+// next appends to hands what is due, or says how long until something is; 0 is for ever.
+func (s *schedule) next(hands []func()) ([]func(), time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.parcel) == 0 {
-		return nil, 0
+	now := time.Now()
+	for len(s.parcel) > 0 {
+		if wait := s.parcel[0].due.Sub(now); wait > 0 {
+			return hands, wait
+		}
+		hands = append(hands, heap.Pop(&s.parcel).(parcel).hand)
 	}
-	if wait = time.Until(s.parcel[0].due); wait > 0 {
-		return nil, wait
-	}
-	return heap.Pop(&s.parcel).(parcel).hand, 0
+	return hands, 0
 }
 
 // run hands over until stop is closed.
 func (s *schedule) run(stop <-chan struct{}) {
+	var (
+		hands []func()
+		wait  time.Duration
+		timer = time.NewTimer(0)
+	)
+	defer timer.Stop()
 	for {
-		hand, wait := s.next()
-		if hand != nil {
+		hands, wait = s.next(hands[:0])
+		for i, hand := range hands {
 			hand()
+			hands[i] = nil
+		}
+		if len(hands) > 0 {
 			continue
 		}
 		var due <-chan time.Time
 		if wait > 0 {
-			due = time.After(wait)
+			timer.Reset(wait)
+			due = timer.C
 		}
 		select {
 		case <-due:

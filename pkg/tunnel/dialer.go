@@ -243,7 +243,7 @@ func (e *expedition) dialUDP(ctx context.Context, to *net.UDPAddr) (*link, error
 }
 
 func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
-	nd := &net.Dialer{KeepAlive: -1}
+	nd := &net.Dialer{KeepAlive: -1, Control: boundSegments}
 	var raw net.Conn
 	var err error
 	if e.via != nil {
@@ -259,7 +259,7 @@ func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
 	tc := tls.Client(cc, e.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
-		return nil, err
+		return nil, explainHandshake(err)
 	}
 	if p := tc.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
 		_ = raw.Close()

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,15 @@ func tuneTCP(c net.Conn) {
 	_ = rc.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, tcpNotSent)
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(tcpUserTimeout.Milliseconds()))
+	})
+}
+
+// boundSegments is the Control of a net.Dialer or net.ListenConfig: before a connection there is, as the bound is also what
+// the other side is told in the handshake, and on an established one the kernel takes no notice of it. Either side's
+// bounds both ways. Where it can't be set, all is as without it.
+func boundSegments(_, _ string, rc syscall.RawConn) error {
+	return rc.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, tcpSegment)
 	})
 }
 
