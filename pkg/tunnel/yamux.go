@@ -54,7 +54,8 @@ type yamuxMux struct {
 
 // newYamuxLink takes over conn, after its handshake; raw is what conn runs on.
 func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link, error) {
-	fc := &frameConn{Conn: conn, cork: raw}
+	windows := newYamuxWindows(c.StreamWindow, c.SessionWindow)
+	fc := &frameConn{Conn: conn, cork: raw, windows: windows, seen: yamuxGuard{windows: windows}}
 	yc := &yamux.Config{
 		AcceptBacklog:      yamuxBacklog,
 		EnableKeepAlive:    false,       // the heartbeat does it
@@ -64,8 +65,10 @@ func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link,
 		// A write that takes longer means that the session is dead, which the heartbeat
 		// finds out before.
 		ConnectionWriteTimeout: c.HeartbeatTimeout + 15*time.Second,
-		MaxStreamWindowSize:    uint32(c.StreamWindow),
-		Logger:                 yamuxLogger{c.Logger},
+		// Yamux believes to have granted this. It tops that up when less than half is left, and what our windows grant
+		// is never more.
+		MaxStreamWindowSize: 2 * uint32(c.StreamWindow),
+		Logger:              yamuxLogger{c.Logger},
 	}
 	m := &yamuxMux{
 		raw: raw.Conn, conn: fc, maxLive: maxLive(c),
@@ -73,7 +76,7 @@ func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link,
 		live:    make(map[uint32]*yamuxStream),
 		early:   make(map[uint32]wire.Reset),
 	}
-	fc.lost = m.release
+	fc.lost, fc.spawn = m.release, m.spawn
 	start := yamux.Server
 	if dialled {
 		start = yamux.Client
@@ -220,8 +223,8 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &ClosedError{Code: wire.Unavailable, Message: "the connection was closed without a goodbye", Remote: true}
-	case errors.Is(err, errYamuxPing):
-		return &ClosedError{Code: wire.BadRequest, Message: errYamuxPing.Error()}
+	case errors.Is(err, errYamuxPing), errors.Is(err, errYamuxWindow), errors.Is(err, errYamuxTwice):
+		return &ClosedError{Code: wire.BadRequest, Message: err.Error()}
 	case errors.Is(err, syscall.ECONNRESET):
 		return &ClosedError{Code: wire.Unavailable, Remote: true, Err: err}
 	}
@@ -230,7 +233,7 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 
 // register makes a stream known to resets, one that came earlier included.
 func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
-	y := &yamuxStream{m: m, ys: ys, acked: acked}
+	y := &yamuxStream{m: m, ys: ys, window: m.conn.windows.of(ys.StreamID()), acked: acked}
 	m.mu.Lock()
 	m.live[ys.StreamID()] = y
 	r, early := m.early[ys.StreamID()]
@@ -253,6 +256,7 @@ func (m *yamuxMux) forget(y *yamuxStream) {
 	m.mu.Lock()
 	delete(m.live, y.ys.StreamID())
 	m.mu.Unlock()
+	m.conn.windows.closed(y.ys.StreamID())
 }
 
 // onReset is called for each reset frame, in the order of the control stream.
