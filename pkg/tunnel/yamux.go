@@ -50,7 +50,12 @@ type yamuxMux struct {
 	ctl     *yamux.Stream
 	ctlDone bool            // nobody reads the control stream any more
 	waiting []chan struct{} // barriers
+	large   []*yamuxStream  // whose buffers may have to be given up
+	tidying *time.Timer     // nil: there are none
 }
+
+// tidyTime is how long a large buffer may be empty before it is given up.
+const tidyTime = 2 * time.Second
 
 // newYamuxLink takes over conn, after its handshake; raw is what conn runs on.
 func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link, error) {
@@ -171,6 +176,9 @@ func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 	_ = m.ys.Close()
 	m.mu.Lock()
 	m.closed = true
+	if m.tidying != nil {
+		m.tidying.Stop()
+	}
 	m.mu.Unlock()
 	m.wg.Wait()
 }
@@ -257,6 +265,39 @@ func (m *yamuxMux) forget(y *yamuxStream) {
 	delete(m.live, y.ys.StreamID())
 	m.mu.Unlock()
 	m.conn.windows.closed(y.ys.StreamID())
+}
+
+// watch has the large buffer of a stream given up once it is idle: yamux would keep it for as long as the stream lives.
+func (m *yamuxMux) watch(y *yamuxStream) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.large = append(m.large, y)
+	m.tidyLater()
+}
+
+// tidyLater sets the timer, if there is cause. mu is held.
+func (m *yamuxMux) tidyLater() {
+	if m.tidying == nil && len(m.large) > 0 && !m.closed {
+		m.tidying = time.AfterFunc(tidyTime, func() { m.spawn(m.tidy) })
+	}
+}
+
+func (m *yamuxMux) tidy() {
+	var idle []*yamuxStream
+	m.mu.Lock()
+	m.large = slices.DeleteFunc(m.large, func(y *yamuxStream) bool {
+		is := m.conn.windows.idle(y.window)
+		if is {
+			idle = append(idle, y)
+		}
+		return is
+	})
+	m.tidying = nil
+	m.tidyLater()
+	m.mu.Unlock()
+	for _, y := range idle {
+		y.ys.Shrink() // which may wait, if a frame has begun to arrive
+	}
 }
 
 // onReset is called for each reset frame, in the order of the control stream.

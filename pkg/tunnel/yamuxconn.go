@@ -8,8 +8,9 @@ import (
 )
 
 // frameConn is what yamux reads and writes. Yamux writes a frame's header and
-// its body apart, and TLS each of its records: between a header and the end of
-// its body the connection beneath TLS is corked, so that a frame is one write.
+// its body apart, of which TLS would make records apart: here they are joined.
+// TLS writes each of its records apart: while a frame is written that takes
+// more than one, the connection beneath TLS is corked.
 //
 // It takes out of what yamux writes what that grants the other side, and writes
 // grants of its own, as yamuxWindows decides.
@@ -79,14 +80,23 @@ func (c *frameConn) follow(f yamuxFrame) error {
 	return nil
 }
 
-// write writes a frame, and what is to be granted with it.
+// write writes a frame, and what is to be granted with it, in as few records of TLS as that takes and all of them at once.
 func (c *frameConn) write(head, body []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	first := recordPool.Get().(*[]byte)
+	defer recordPool.Put(first)
+	*first = append(c.takeGrants((*first)[:0]), head...)
+	n := min(len(body), max(recordSize-len(*first), 0))
+	*first = append(*first, body[:n]...)
+	if n == len(body) {
+		_, err := c.Conn.Write(*first)
+		return c.note(err)
+	}
 	c.cork.cork()
-	_, err := c.Conn.Write(append(c.takeGrants(), head...))
-	if err == nil && len(body) > 0 {
-		_, err = c.Conn.Write(body)
+	_, err := c.Conn.Write(*first)
+	if err == nil {
+		_, err = c.Conn.Write(body[n:])
 	}
 	if ferr := c.cork.uncork(); err == nil {
 		err = ferr
@@ -111,7 +121,7 @@ func (c *frameConn) grant(stream, n uint32) {
 func (c *frameConn) writeGrants() {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if b := c.takeGrants(); len(b) > 0 {
+	if b := c.takeGrants(nil); len(b) > 0 {
 		_, err := c.Conn.Write(b)
 		if c.note(err) != nil {
 			_ = c.cork.Conn.Close() // for yamux to know
@@ -119,12 +129,12 @@ func (c *frameConn) writeGrants() {
 	}
 }
 
-// takeGrants returns what is to be granted. wmu is held.
-func (c *frameConn) takeGrants() []byte {
+// takeGrants appends what is to be granted. wmu is held.
+func (c *frameConn) takeGrants(b []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b := c.grants
-	c.grants, c.granting = nil, false
+	b = append(b, c.grants...)
+	c.grants, c.granting = c.grants[:0], false
 	return b
 }
 
@@ -149,6 +159,12 @@ func (c *frameConn) failure() error {
 	}
 	return nil
 }
+
+// recordSize is what TLS puts in one record at the most.
+const recordSize = 16 << 10
+
+// recordPool holds what is joined to one record, and on either side of TLS: what is idle has none.
+var recordPool = sync.Pool{New: func() any { b := make([]byte, 0, recordSize); return &b }}
 
 // corkConn is a net.Conn that can hold writes back to join them.
 type corkConn struct {

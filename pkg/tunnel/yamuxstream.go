@@ -75,9 +75,9 @@ func (y *yamuxStream) took(n int) {
 	if n == 0 {
 		return
 	}
-	grant, shrink := y.m.conn.windows.read(y.window, n, time.Now())
-	if shrink {
-		y.ys.Shrink()
+	grant, large := y.m.conn.windows.read(y.window, n, time.Now())
+	if large {
+		y.m.watch(y)
 	}
 	if grant > 0 {
 		y.m.conn.grant(y.ys.StreamID(), grant)

@@ -43,10 +43,12 @@ type yamuxWindow struct {
 	held     int // what of that it was granted; no more than target, but after a target was lowered
 	buffered int // what of that has arrived
 	size     int // the most of baseWindow, target and held: what counts against the budget
-	peak     int // the most that was buffered since the buffer was last given up
 	fixed    bool
 	over     bool // the other side will send nothing any more
 	gone     bool // the stream was closed: the window counts no more
+
+	large bool // more than baseWindow was buffered since idle last said yes
+	used  bool // something arrived since idle was last asked
 
 	taken int       // read since since
 	since time.Time // zero: nothing was read yet
@@ -96,7 +98,7 @@ func (s *yamuxWindows) arrived(id uint32, n uint32) error {
 		return errYamuxWindow
 	}
 	w.buffered += int(n)
-	w.peak = max(w.peak, w.buffered)
+	w.used = true
 	return nil
 }
 
@@ -122,17 +124,17 @@ func (s *yamuxWindows) closed(id uint32) {
 }
 
 // read takes note of n bytes that were read. It returns what the other side is to be granted, mostly nothing, and
-// whether the buffer is empty after it was a large one.
-func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32, shrink bool) {
+// whether the buffer has become a large one: then somebody is to ask from time to time whether it is idle.
+func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32, large bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !w.large && w.buffered > baseWindow {
+		w.large, large = true, true
+	}
 	w.held -= n
 	w.buffered -= n
-	if w.buffered == 0 && w.peak > baseWindow {
-		w.peak, shrink = 0, true
-	}
 	if w.gone {
-		return 0, shrink
+		return 0, large
 	}
 	if !w.over {
 		s.tune(w, n, now)
@@ -142,7 +144,19 @@ func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32,
 		}
 	}
 	s.settle(w)
-	return grant, shrink
+	return grant, large
+}
+
+// idle says whether a large buffer is empty and has been since it was asked before: an empty one keeps its size.
+func (s *yamuxWindows) idle(w *yamuxWindow) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := w.buffered == 0 && !w.used || w.gone
+	w.used = false
+	if idle {
+		w.large = false
+	}
+	return idle
 }
 
 // settle takes from the budget what a window has come to need, or gives back what it needs no more. mu is held.
