@@ -59,10 +59,17 @@ type Config struct {
 	// direction by itself. Default 100; at most 256 take effect.
 	MaxPending int
 	// StreamWindow is how many bytes a stream may hold that its reader has not taken
-	// yet, which is also what is in flight at most. Default 2 MiB, at least 256 KiB.
+	// yet, which is also what is on its way at most: to fill a path it takes what that
+	// carries in a round trip, and a third more, as grants come late. A stream begins with
+	// less (512 KiB over QUIC, 256 KiB over TCP) and gets more only for a reader that keeps
+	// up. Default 8 MiB, which is 170 Mbit/s at 300 ms; at least 256 KiB, at most 1 GiB.
 	StreamWindow int
-	// SessionWindow is the same for all streams of a session together. Default 64 MiB.
-	// QUIC only: yamux has no such bound, there it is MaxStreams times StreamWindow.
+	// SessionWindow bounds the same for all streams of a session together. Over TCP it is
+	// what they hold beyond 256 KiB each, which every stream has in any case: the most
+	// that a session makes this end hold is SessionWindow and 256 KiB for each stream
+	// (628 MiB with the defaults and MaxStreams in either direction). Over QUIC it is
+	// the whole: streams that stall take the others' share, and may take all but a
+	// quarter before those notice. Default 128 MiB, the windows of 16 streams; at least StreamWindow.
 	SessionWindow int
 
 	// Logger defaults to discarding.
@@ -79,9 +86,10 @@ const (
 	defaultHandshakeTimeout  = 10 * time.Second
 	defaultMaxStreams        = 1000
 	defaultMaxPending        = 100
-	defaultStreamWindow      = 2 << 20
-	minStreamWindow          = 256 << 10
-	defaultSessionWindow     = 64 << 20
+	defaultStreamWindow      = 8 << 20
+	minStreamWindow          = baseWindow
+	maxStreamWindow          = 1 << 30
+	defaultSessionWindow     = 128 << 20
 )
 
 // populate returns a copy of c with the defaults filled in.
@@ -110,7 +118,7 @@ func (c Config) populate() Config {
 	setDefault(&c.StreamWindow, defaultStreamWindow)
 	setDefault(&c.SessionWindow, defaultSessionWindow)
 	c.MaxPending = min(c.MaxPending, yamuxBacklog)
-	c.StreamWindow = max(c.StreamWindow, minStreamWindow)
+	c.StreamWindow = min(max(c.StreamWindow, minStreamWindow), maxStreamWindow)
 	c.SessionWindow = max(c.SessionWindow, c.StreamWindow)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

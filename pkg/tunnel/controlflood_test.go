@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"bytes"
-	"encoding/binary"
 	"runtime"
 	"testing"
 	"time"
@@ -56,31 +55,42 @@ func FuzzYamuxGuard(f *testing.F) {
 	data := []byte{0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 3, 'a', 'b', 'c'}
 	window := []byte{0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 13}
 	ping := []byte{0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7}
+	syn := []byte{0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0}
+	fin := []byte{0, 1, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0}
 	f.Add(bytes.Join([][]byte{data, window, data}, nil), 5)
+	f.Add(bytes.Join([][]byte{syn, data, syn}, nil), 2)
+	f.Add(bytes.Join([][]byte{syn, data, fin, data}, nil), 7)
 	f.Add(bytes.Join([][]byte{data, window, ping}, nil), 1)
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0, 2, 0, 0}, 3)
 	f.Fuzz(func(t *testing.T, b []byte, step int) {
 		step = 1 + (step&0xff)%64
 		// Frame by frame over the whole.
-		want := false
-		for rest := b; len(rest) >= yamuxHeader; {
-			if rest[1] == yamuxTypePing {
-				want = true
-				break
-			}
+		whole := yamuxGuard{windows: newYamuxWindows(baseWindow, 0)}
+		var want error
+		for rest := b; len(rest) >= yamuxHeader && want == nil; {
+			f := yamuxFrame(rest)
 			n := uint64(yamuxHeader)
-			if rest[1] == yamuxTypeData {
-				n += uint64(binary.BigEndian.Uint32(rest[8:]))
+			if f.kind() == yamuxTypeData {
+				n += uint64(f.length())
+			}
+			want = whole.frame(f)
+			if (f.kind() == yamuxTypePing) != (want == errYamuxPing) {
+				t.Fatalf("%x: %v", f[:yamuxHeader], want)
 			}
 			rest = rest[min(n, uint64(len(rest))):]
 		}
-		var g yamuxGuard
-		got := false
-		for at := 0; at < len(b) && !got; at += step {
-			got = g.check(b[at:min(at+step, len(b))]) != nil
+		g := yamuxGuard{windows: newYamuxWindows(baseWindow, 0)}
+		var got error
+		for at := 0; at < len(b) && got == nil; at += step {
+			got = g.check(b[at:min(at+step, len(b))])
 		}
 		if got != want {
-			t.Fatalf("%x by %d: ping seen %v, want %v", b, step, got, want)
+			t.Fatalf("%x by %d: %v, want %v", b, step, got, want)
+		}
+		for id, w := range g.windows.all {
+			if w.held > baseWindow || w.buffered > w.held {
+				t.Fatalf("stream %d: %+v", id, *w)
+			}
 		}
 	})
 }

@@ -16,7 +16,7 @@ import (
 
 // TestFault11StalledReader: some streams among a hundred are not read by whom they lead to. Mechanism: the windows: a
 // stalled stream holds no more than its own, and the session's is that of many. Seen failing with a SessionWindow of
-// 4 MiB: over QUIC the stalled take all of it.
+// 4 MiB (and a StreamWindow of 2 MiB): over QUIC the stalled take all of it.
 func TestFault11StalledReader(t *testing.T) {
 	conform(t, Config{}, func(t *testing.T, p *pair) {
 		const stalls = 8

@@ -269,7 +269,7 @@ func TestFault15LaterBarrier(t *testing.T) {
 		func() (int, error) { return 0, errTimeout },
 		func() (int, error) { return 0, io.EOF },
 	}
-	r := &controlReader{m: m, ys: readFunc(func([]byte) (int, error) {
+	r := &controlReader{m: m, took: func(int) {}, ys: readFunc(func([]byte) (int, error) {
 		next := reads[0]
 		reads = reads[1:]
 		return next()

@@ -30,7 +30,8 @@ func quicConfig(c Config) *quic.Config {
 		InitialStreamReceiveWindow: uint64(min(quicInitialWindow, c.StreamWindow)),
 		MaxStreamReceiveWindow:     uint64(c.StreamWindow),
 		// The whole from the start: a stalled stream's bytes count against it for as
-		// long as it stalls, and must not take the others' share.
+		// long as it stalls, and must not take the others' share. A stream may stall
+		// after its window was raised, so this is that of many such.
 		InitialConnectionReceiveWindow: uint64(c.SessionWindow),
 		MaxConnectionReceiveWindow:     uint64(c.SessionWindow),
 		// Beyond MaxStreams there is room for streams that are being refused.

@@ -50,11 +50,17 @@ type yamuxMux struct {
 	ctl     *yamux.Stream
 	ctlDone bool            // nobody reads the control stream any more
 	waiting []chan struct{} // barriers
+	large   []*yamuxStream  // whose buffers may have to be given up
+	tidying *time.Timer     // nil: there are none
 }
+
+// tidyTime is how long a large buffer may be empty before it is given up.
+const tidyTime = 2 * time.Second
 
 // newYamuxLink takes over conn, after its handshake; raw is what conn runs on.
 func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link, error) {
-	fc := &frameConn{Conn: conn, cork: raw}
+	windows := newYamuxWindows(c.StreamWindow, c.SessionWindow)
+	fc := &frameConn{Conn: conn, cork: raw, windows: windows, seen: yamuxGuard{windows: windows}}
 	yc := &yamux.Config{
 		AcceptBacklog:      yamuxBacklog,
 		EnableKeepAlive:    false,       // the heartbeat does it
@@ -64,8 +70,10 @@ func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link,
 		// A write that takes longer means that the session is dead, which the heartbeat
 		// finds out before.
 		ConnectionWriteTimeout: c.HeartbeatTimeout + 15*time.Second,
-		MaxStreamWindowSize:    uint32(c.StreamWindow),
-		Logger:                 yamuxLogger{c.Logger},
+		// Yamux believes to have granted this. It tops that up when less than half is left, and what our windows grant
+		// is never more.
+		MaxStreamWindowSize: 2 * uint32(c.StreamWindow),
+		Logger:              yamuxLogger{c.Logger},
 	}
 	m := &yamuxMux{
 		raw: raw.Conn, conn: fc, maxLive: maxLive(c),
@@ -73,7 +81,7 @@ func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link,
 		live:    make(map[uint32]*yamuxStream),
 		early:   make(map[uint32]wire.Reset),
 	}
-	fc.lost = m.release
+	fc.lost, fc.spawn = m.release, m.spawn
 	start := yamux.Server
 	if dialled {
 		start = yamux.Client
@@ -168,6 +176,9 @@ func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 	_ = m.ys.Close()
 	m.mu.Lock()
 	m.closed = true
+	if m.tidying != nil {
+		m.tidying.Stop()
+	}
 	m.mu.Unlock()
 	m.wg.Wait()
 }
@@ -220,8 +231,8 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &ClosedError{Code: wire.Unavailable, Message: "the connection was closed without a goodbye", Remote: true}
-	case errors.Is(err, errYamuxPing):
-		return &ClosedError{Code: wire.BadRequest, Message: errYamuxPing.Error()}
+	case errors.Is(err, errYamuxPing), errors.Is(err, errYamuxWindow), errors.Is(err, errYamuxTwice):
+		return &ClosedError{Code: wire.BadRequest, Message: err.Error()}
 	case errors.Is(err, syscall.ECONNRESET):
 		return &ClosedError{Code: wire.Unavailable, Remote: true, Err: err}
 	}
@@ -230,7 +241,7 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 
 // register makes a stream known to resets, one that came earlier included.
 func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
-	y := &yamuxStream{m: m, ys: ys, acked: acked}
+	y := &yamuxStream{m: m, ys: ys, window: m.conn.windows.of(ys.StreamID()), acked: acked}
 	m.mu.Lock()
 	m.live[ys.StreamID()] = y
 	r, early := m.early[ys.StreamID()]
@@ -253,6 +264,40 @@ func (m *yamuxMux) forget(y *yamuxStream) {
 	m.mu.Lock()
 	delete(m.live, y.ys.StreamID())
 	m.mu.Unlock()
+	m.conn.windows.closed(y.ys.StreamID())
+}
+
+// watch has the large buffer of a stream given up once it is idle: yamux would keep it for as long as the stream lives.
+func (m *yamuxMux) watch(y *yamuxStream) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.large = append(m.large, y)
+	m.tidyLater()
+}
+
+// tidyLater sets the timer, if there is cause. mu is held.
+func (m *yamuxMux) tidyLater() {
+	if m.tidying == nil && len(m.large) > 0 && !m.closed {
+		m.tidying = time.AfterFunc(tidyTime, func() { m.spawn(m.tidy) })
+	}
+}
+
+func (m *yamuxMux) tidy() {
+	var idle []*yamuxStream
+	m.mu.Lock()
+	m.large = slices.DeleteFunc(m.large, func(y *yamuxStream) bool {
+		is := m.conn.windows.idle(y.window)
+		if is {
+			idle = append(idle, y)
+		}
+		return is
+	})
+	m.tidying = nil
+	m.tidyLater()
+	m.mu.Unlock()
+	for _, y := range idle {
+		y.ys.Shrink() // which may wait, if a frame has begun to arrive
+	}
 }
 
 // onReset is called for each reset frame, in the order of the control stream.

@@ -2,29 +2,38 @@ package tunnel
 
 import (
 	"crypto/tls"
-	"encoding/binary"
 	"net"
 	"sync"
 	"sync/atomic"
 )
 
 // frameConn is what yamux reads and writes. Yamux writes a frame's header and
-// its body apart, and TLS each of its records: between a header and the end of
-// its body the connection beneath TLS is corked, so that a frame is one write.
+// its body apart, of which TLS would make records apart: here they are joined.
+// TLS writes each of its records apart: while a frame is written that takes
+// more than one, the connection beneath TLS is corked.
+//
+// It takes out of what yamux writes what that grants the other side, and writes
+// grants of its own, as yamuxWindows decides.
 type frameConn struct {
 	*tls.Conn
-	cork *corkConn
-	body bool // a header was written, its body is next; used by yamux's one writer
+	cork    *corkConn
+	windows *yamuxWindows
+	spawn   func(func()) bool // as yamuxMux has it
+
 	in   atomic.Uint64
 	seen yamuxGuard            // used by yamux's one reader
 	err  atomic.Pointer[error] // the first one
 	lost func()                // called once the connection is of no more use, before yamux knows it
-}
 
-const (
-	yamuxHeader   = 12
-	yamuxTypeData = 0
-)
+	head [yamuxHeader]byte // of the frame that is being written; used by yamux's one writer, and so is body
+	body bool              // head is of a frame whose body is next
+
+	wmu sync.Mutex // held through the writing of whole frames
+
+	mu       sync.Mutex // guards the following
+	grants   []byte     // frames that are to be written; of each stream no more than a few, as it is granted what was read
+	granting bool       // somebody is about to write them
+}
 
 // Read implements io.Reader.
 func (c *frameConn) Read(p []byte) (int, error) {
@@ -40,18 +49,93 @@ func (c *frameConn) Read(p []byte) (int, error) {
 func (c *frameConn) Write(p []byte) (int, error) {
 	if c.body {
 		c.body = false
-		n, err := c.Conn.Write(p)
-		if ferr := c.cork.uncork(); err == nil {
-			err = ferr
-		}
-		return n, c.note(err)
+		return len(p), c.write(c.head[:], p)
 	}
-	if len(p) == yamuxHeader && p[1] == yamuxTypeData && binary.BigEndian.Uint32(p[8:]) > 0 {
+	f := yamuxFrame(c.head[:])
+	copy(f, p)
+	if f.kind() == yamuxTypeData && f.length() > 0 {
 		c.body = true
-		c.cork.cork()
+		return len(p), nil
 	}
-	n, err := c.Conn.Write(p)
-	return n, c.note(err)
+	if f.kind() <= yamuxTypeWindow {
+		if !f.has(yamuxFlagSYN | yamuxFlagACK | yamuxFlagFIN | yamuxFlagRST) {
+			return len(p), nil // it would be a grant, and nothing else
+		}
+		f.setLength(0)
+		if err := c.follow(f); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), c.write(f, nil)
+}
+
+// follow takes note of the streams that begin and end with a frame of ours.
+func (c *frameConn) follow(f yamuxFrame) error {
+	if f.has(yamuxFlagSYN) {
+		return c.windows.opened(f.stream())
+	}
+	if f.has(yamuxFlagRST) { // yamux did not take the stream
+		c.windows.closed(f.stream())
+	}
+	return nil
+}
+
+// write writes a frame, and what is to be granted with it, in as few records of TLS as that takes and all of them at once.
+func (c *frameConn) write(head, body []byte) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	first := recordPool.Get().(*[]byte)
+	defer recordPool.Put(first)
+	*first = append(c.takeGrants((*first)[:0]), head...)
+	n := min(len(body), max(recordSize-len(*first), 0))
+	*first = append(*first, body[:n]...)
+	if n == len(body) {
+		_, err := c.Conn.Write(*first)
+		return c.note(err)
+	}
+	c.cork.cork()
+	_, err := c.Conn.Write(*first)
+	if err == nil {
+		_, err = c.Conn.Write(body[n:])
+	}
+	if ferr := c.cork.uncork(); err == nil {
+		err = ferr
+	}
+	return c.note(err)
+}
+
+// grant lets the other side send n more bytes on a stream. It does not wait for
+// the connection to take that: a reader has no part in how writing goes.
+func (c *frameConn) grant(stream, n uint32) {
+	c.mu.Lock()
+	c.grants = appendGrant(c.grants, stream, n)
+	start := !c.granting
+	c.granting = true
+	c.mu.Unlock()
+	if start {
+		c.spawn(c.writeGrants)
+	}
+}
+
+// writeGrants writes the grants that go with no other frame.
+func (c *frameConn) writeGrants() {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if b := c.takeGrants(nil); len(b) > 0 {
+		_, err := c.Conn.Write(b)
+		if c.note(err) != nil {
+			_ = c.cork.Conn.Close() // for yamux to know
+		}
+	}
+}
+
+// takeGrants appends what is to be granted. wmu is held.
+func (c *frameConn) takeGrants(b []byte) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b = append(b, c.grants...)
+	c.grants, c.granting = c.grants[:0], false
+	return b
 }
 
 // note remembers the first error, which is the reason for all others.
@@ -75,6 +159,12 @@ func (c *frameConn) failure() error {
 	}
 	return nil
 }
+
+// recordSize is what TLS puts in one record at the most.
+const recordSize = 16 << 10
+
+// recordPool holds what is joined to one record, and on either side of TLS: what is idle has none.
+var recordPool = sync.Pool{New: func() any { b := make([]byte, 0, recordSize); return &b }}
 
 // corkConn is a net.Conn that can hold writes back to join them.
 type corkConn struct {

@@ -9,11 +9,12 @@ import (
 // attach takes the control stream into use for resets, and returns the reader
 // by which, from then on, it is to be read.
 func (m *yamuxMux) attach(ctl muxStream, send func([]byte, <-chan struct{}) error) io.Reader {
-	ys := ctl.(*yamuxStream).ys
+	y := ctl.(*yamuxStream)
+	m.conn.windows.fix(y.window)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.send, m.ctl = send, ys
-	return &controlReader{m: m, ys: ys}
+	m.send, m.ctl = send, y.ys
+	return &controlReader{m: m, ys: y.ys, took: y.took}
 }
 
 // detach says that no more control frames are obeyed.
@@ -70,8 +71,9 @@ func (m *yamuxMux) passAll() {
 
 // controlReader reads the control stream and lets barriers pass when it has read all.
 type controlReader struct {
-	m  *yamuxMux
-	ys io.Reader
+	m    *yamuxMux
+	ys   io.Reader
+	took func(n int) // see yamuxStream
 }
 
 // Read implements io.Reader. It is called again only when all it returned before was obeyed.
@@ -83,6 +85,7 @@ func (r *controlReader) Read(p []byte) (int, error) {
 		n, err := r.ys.Read(p)
 		switch {
 		case n > 0:
+			r.took(n)
 			return n, nil
 		case isTimeout(err) && !r.m.gone.Load():
 			r.m.pass(due)

@@ -27,8 +27,9 @@ var aLongTimeAgo = time.Unix(1, 0)
 // A stream that is closed here is read until the other side's FIN, by a
 // goroutine of its own: until then yamux keeps it.
 type yamuxStream struct {
-	m  *yamuxMux
-	ys *yamux.Stream
+	m      *yamuxMux
+	ys     *yamux.Stream
+	window *yamuxWindow
 
 	rmu   sync.Mutex // held through each read of ys; guards acked
 	acked bool       // the other side knows the stream
@@ -53,6 +54,7 @@ func (y *yamuxStream) Read(p []byte) (int, error) {
 		switch {
 		case n > 0 || err == nil:
 			y.ack()
+			y.took(n)
 			if errors.Is(err, yamux.ErrConnectionWriteTimeout) { // a window update was lost
 				y.m.fail()
 			}
@@ -65,6 +67,20 @@ func (y *yamuxStream) Read(p []byte) (int, error) {
 			return 0, y.readOver()
 		}
 		// The deadline, or somebody who used it to kick us out: check tells.
+	}
+}
+
+// took has the other side granted what there is room for after n bytes were read.
+func (y *yamuxStream) took(n int) {
+	if n == 0 {
+		return
+	}
+	grant, large := y.m.conn.windows.read(y.window, n, time.Now())
+	if large {
+		y.m.watch(y)
+	}
+	if grant > 0 {
+		y.m.conn.grant(y.ys.StreamID(), grant)
 	}
 }
 

@@ -1,0 +1,188 @@
+package tunnel
+
+import (
+	"errors"
+	"sync"
+	"time"
+)
+
+const (
+	// baseWindow is what each yamux stream may hold from its first moment: what yamux itself begins with.
+	baseWindow = 256 << 10
+	// keepUpTime is what a window is worth: it grows to what its reader takes in that time, which on every path of a
+	// shorter round trip is more than what is on its way. The heartbeat's round trip is not asked: it may be 25 s old.
+	keepUpTime = 2 * time.Second
+	// slackTime is in what time a reader takes a window's worth at the most, or it does not need so large a one.
+	slackTime = 16 * time.Second
+)
+
+// errYamuxWindow is what a session ends by whose other side sends what it was not granted.
+var errYamuxWindow = errors.New("the other side sends more on a stream than its window allows")
+
+// errYamuxTwice is what a session ends by whose other side opens a stream by the number of another.
+var errYamuxTwice = errors.New("the other side opens a stream that is open")
+
+// yamuxWindows decides how many bytes the other side may send on each stream of a session. A stream begins with
+// baseWindow, and is granted more as its reader takes what came. Its window doubles while the reader keeps up, up to max
+// and as far as the session's budget goes, of which it gets no more than it leaves: so the streams together hold the
+// budget and baseWindow for each at the most, and there is something for the next. What a window exceeds baseWindow
+// by goes back when the reader has become slow, or the stream is gone.
+//
+// It sends nothing and reads no clock: frameConn shows it the frames, yamuxStream what was read.
+type yamuxWindows struct {
+	max int // of a stream
+
+	mu    sync.Mutex // guards the following, and what is in each yamuxWindow
+	spare int        // what is left of the budget
+	all   map[uint32]*yamuxWindow
+}
+
+// yamuxWindow is a stream's.
+type yamuxWindow struct {
+	target   int // what the other side may have sent, or send, that was not read yet
+	held     int // what of that it was granted; no more than target, but after a target was lowered
+	buffered int // what of that has arrived
+	size     int // the most of baseWindow, target and held: what counts against the budget
+	fixed    bool
+	over     bool // the other side will send nothing any more
+	gone     bool // the stream was closed: the window counts no more
+
+	large bool // more than baseWindow was buffered since idle last said yes
+	used  bool // something arrived since idle was last asked
+
+	taken int       // read since since
+	since time.Time // zero: nothing was read yet
+}
+
+func newYamuxWindows(maximum, budget int) *yamuxWindows {
+	return &yamuxWindows{max: maximum, spare: budget, all: make(map[uint32]*yamuxWindow)}
+}
+
+// opened makes the window of a new stream.
+func (s *yamuxWindows) opened(id uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all[id] != nil {
+		return errYamuxTwice
+	}
+	s.all[id] = &yamuxWindow{target: baseWindow, held: baseWindow, size: baseWindow}
+	return nil
+}
+
+// of returns the window of a stream that was opened, or one that does not count if it was closed since.
+func (s *yamuxWindows) of(id uint32) *yamuxWindow {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.all[id]; w != nil {
+		return w
+	}
+	return &yamuxWindow{gone: true}
+}
+
+// fix keeps a window at what it is.
+func (s *yamuxWindows) fix(w *yamuxWindow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.fixed = true
+}
+
+// arrived takes note of n bytes of a stream. Those of a stream that is not known yamux drops.
+func (s *yamuxWindows) arrived(id uint32, n uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.all[id]
+	if w == nil {
+		return nil
+	}
+	if uint64(n) > uint64(w.held-w.buffered) {
+		return errYamuxWindow
+	}
+	w.buffered += int(n)
+	w.used = true
+	return nil
+}
+
+// ended says that nothing more comes. What came is still to be read.
+func (s *yamuxWindows) ended(id uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.all[id]; w != nil {
+		w.over, w.target, w.held = true, baseWindow, w.buffered
+		s.settle(w)
+	}
+}
+
+// closed gives back what a stream had.
+func (s *yamuxWindows) closed(id uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.all[id]; w != nil {
+		s.spare += w.size - baseWindow
+		w.gone = true
+		delete(s.all, id)
+	}
+}
+
+// read takes note of n bytes that were read. It returns what the other side is to be granted, mostly nothing, and
+// whether the buffer has become a large one: then somebody is to ask from time to time whether it is idle.
+func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32, large bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !w.large && w.buffered > baseWindow {
+		w.large, large = true, true
+	}
+	w.held -= n
+	w.buffered -= n
+	if w.gone {
+		return 0, large
+	}
+	if !w.over {
+		s.tune(w, n, now)
+		if more := w.target - w.held; more >= w.target/4 { // not each time: a grant is a packet
+			w.held += more
+			grant = uint32(more)
+		}
+	}
+	s.settle(w)
+	return grant, large
+}
+
+// idle says whether a large buffer is empty and has been since it was asked before: an empty one keeps its size.
+func (s *yamuxWindows) idle(w *yamuxWindow) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := w.buffered == 0 && !w.used || w.gone
+	w.used = false
+	if idle {
+		w.large = false
+	}
+	return idle
+}
+
+// settle takes from the budget what a window has come to need, or gives back what it needs no more. mu is held.
+func (s *yamuxWindows) settle(w *yamuxWindow) {
+	size := max(baseWindow, w.target, w.held)
+	s.spare += w.size - size
+	w.size = size
+}
+
+// tune fits the target to how fast the reader is, each time half of it was read. mu is held.
+func (s *yamuxWindows) tune(w *yamuxWindow, n int, now time.Time) {
+	if w.since.IsZero() {
+		w.since = now
+	}
+	w.taken += n
+	if w.taken < w.target/2 {
+		return
+	}
+	took := now.Sub(w.since)
+	w.taken, w.since = 0, now
+	switch {
+	case w.fixed:
+	case took < keepUpTime/2:
+		left := s.spare - (w.size - baseWindow) // so what it has comes to no more than what it leaves
+		w.target += max(min(w.target, s.max-w.target, left/2), 0)
+	case took > slackTime/2:
+		w.target = max(w.target/2, baseWindow)
+	}
+}
