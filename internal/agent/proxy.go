@@ -4,20 +4,19 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
-
-	"golang.org/x/net/http/httpproxy"
 
 	"github.com/mooring-edge/mooring/internal/config"
 )
 
 // proxyFor returns who says by which HTTP proxy the broker is reached: the configuration, or, where that leaves it open,
-// HTTPS_PROXY and NO_PROXY of the environment (as curl and net/http read them).
+// HTTPS_PROXY and NO_PROXY of the environment (read once, as net/http does).
 func proxyFor(cfg config.AgentTunnel) func(*url.URL) (*url.URL, error) {
 	switch cfg.Proxy {
 	case "":
-		return httpproxy.FromEnvironment().ProxyFunc()
+		return func(u *url.URL) (*url.URL, error) { return http.ProxyFromEnvironment(&http.Request{URL: u}) }
 	case config.NoProxy:
 		return func(*url.URL) (*url.URL, error) { return nil, nil }
 	}
