@@ -26,8 +26,8 @@ func TestFault10LongFatLossyNS(t *testing.T) {
 			must(t, err)
 			for _, way := range []string{"down", "up"} {
 				best := 0.0
-				// QUIC's slow start ends for good when a round trip takes 16 ms more than another, which a busy machine does to it
-				// now and then; so each attempt has a connection of its own.
+				// On a busy machine some connections over QUIC stay slow for as long as they last, probably as slow start ends early
+				// where a round trip takes 16 ms more than another. So each attempt has a connection of its own.
 				for try := 0; try < 4 && best < leastMbits; try++ {
 					agent, err := w.Agent(w.Site, wan.AgentConfig{Transport: tr})
 					must(t, err)

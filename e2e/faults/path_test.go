@@ -19,8 +19,8 @@ table inet noudp {
 	unblockUDP = `delete table inet noudp`
 )
 
-// TestFault01UDPBlockedNS: the router drops UDP. Mechanism: transport auto dials TCP beside QUIC, after the head start.
-// Seen failing with transport quic.
+// TestFault01UDPBlockedNS: the router drops UDP, and later does not any more. Mechanism: transport auto dials TCP beside
+// QUIC, after the head start; on TCP it probes QUIC, which takes over. Seen failing with transport quic, and with a ProbeMin of an hour.
 func TestFault01UDPBlockedNS(t *testing.T) {
 	t.Parallel()
 	w := network(t, relay.Settings{})
@@ -29,12 +29,19 @@ func TestFault01UDPBlockedNS(t *testing.T) {
 	brk, err := w.Broker(wan.BrokerConfig{})
 	must(t, err)
 	began := time.Now()
-	agent, err := w.Agent(w.Site, wan.AgentConfig{})
+	agent, err := w.Agent(w.Site, wan.AgentConfig{ProbeMin: 500 * time.Millisecond})
 	must(t, err)
 	up := await(t, agent, 10*time.Second, "up")
 	t.Logf("up over %s after %s", up.Transport, up.At.Sub(began).Round(time.Millisecond))
 	if up.Transport != string(tunnel.TransportTCP) {
 		t.Errorf("the session is over %s; UDP was to be blocked", up.Transport)
+	}
+	await(t, brk, 5*time.Second, "session")
+	do(t, brk, 5*time.Second, "echo 3 100")
+
+	must(t, w.Router.Nft(unblockUDP))
+	if up = await(t, agent, 40*time.Second, "up"); up.Transport != string(tunnel.TransportQUIC) {
+		t.Errorf("the session is over %s once UDP passes", up.Transport)
 	}
 	await(t, brk, 5*time.Second, "session")
 	do(t, brk, 5*time.Second, "echo 3 100")

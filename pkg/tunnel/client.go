@@ -286,7 +286,8 @@ func (c *clientLoop) connect(ctx context.Context) (s *Session, err error) {
 
 // dialer makes the next attempt's, with the transport that the policy has first.
 func (c *clientLoop) dialer() *Dialer {
-	d := c.cfg.Dialer()
+	own := *c.cfg.Dialer() // a copy: what is set here is of this attempt
+	d := &own
 	c.choosing = d.chooses()
 	if c.choosing {
 		c.network = c.cfg.Network()

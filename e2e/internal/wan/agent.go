@@ -24,8 +24,8 @@ type AgentConfig struct {
 	Transports []tunnel.Transport
 	// Clients is how many agents the process is; 0: one.
 	Clients int
-	// BackoffMin and BackoffMax are tunnel.ClientConfig's.
-	BackoffMin, BackoffMax time.Duration
+	// BackoffMin, BackoffMax and ProbeMin are tunnel.ClientConfig's.
+	BackoffMin, BackoffMax, ProbeMin time.Duration
 
 	CA authority // set by World
 }
@@ -103,7 +103,7 @@ func newClient(r *role, cfg AgentConfig, i int, tc *tls.Config) *tunnel.Client {
 			// The hellos made so far show whether anything of ours was said to whoever answered.
 			r.say(Event{Name: "down", Client: i, Err: err.Error(), Values: map[string]float64{"hellos": float64(saidHello.Load())}})
 		},
-		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
+		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax, ProbeMin: cfg.ProbeMin,
 		Logger: r.log.With("client", i),
 	})
 }
