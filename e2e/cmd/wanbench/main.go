@@ -1,10 +1,9 @@
 // Command wanbench measures what one stream of the tunnel moves over a long path: real broker and agent, each in a network
 // namespace, with a link of a given delay, rate and loss between their kernels. It needs root, and prints a table.
 //
-//	wanbench [-rtt 300ms] [-rate 100] [-loss 0,0.1,2] [-for 20s] [-window BYTES] [-over quic,cubic,bbr]
+//	wanbench [-rtt 300ms] [-rate 100] [-loss 0,0.1,2] [-for 20s] [-window BYTES] [-over quic,tcp,cubic]
 //
-// TCP's congestion control is the machine's, if it is not named; QUIC's is quic-go's own. What TCP moves is also bounded by
-// the kernel's send buffers: the 4 MB of net.ipv4.tcp_wmem's default are some 65 Mbit/s at 300 ms, whatever the window.
+// TCP's congestion control is the one that sessions ask for, if it is not named; QUIC's is quic-go's own.
 package main
 
 import (
@@ -13,7 +12,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/mooring-edge/mooring/e2e/internal/host"
@@ -31,6 +29,9 @@ type options struct {
 	loss      []float64 // in percent
 	over      []string
 }
+
+// line is one of the table.
+const line = "%-10s %-5s %6s %6s  %s\n"
 
 func main() {
 	wan.Main()
@@ -51,7 +52,7 @@ func parse() (o options, err error) {
 	flag.Float64Var(&o.mbits, "rate", 100, "Mbit/s of the path, each way")
 	flag.IntVar(&o.window, "window", 0, "bytes of tunnel.Config.StreamWindow at both ends; 0: its default")
 	loss := flag.String("loss", "0,0.1,2", "percent of packets lost each way, one measurement for each")
-	over := flag.String("over", "quic,cubic", "quic, tcp, or TCP with one of net.ipv4.tcp_available_congestion_control")
+	over := flag.String("over", "quic,tcp", "quic, tcp, or TCP with one of net.ipv4.tcp_available_congestion_control")
 	flag.Parse()
 	for l := range strings.SplitSeq(*loss, ",") {
 		f, err := strconv.ParseFloat(l, 64)
@@ -81,12 +82,10 @@ func run(o options) (err error) {
 		}
 	}()
 	fmt.Printf("one stream, %s round trip, %g Mbit/s, %s each; Mbit/s at the receiver, from its first byte to its last\n\n", o.rtt, o.mbits, o.span)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	defer w.Flush()
-	fmt.Fprintln(w, "transport\tloss\tdown\tup\tlost of packets, down and up")
+	fmt.Printf(line, "transport", "loss", "down", "up", "lost of packets, down and up")
 	for _, loss := range o.loss {
 		for _, over := range o.over {
-			if err := o.measure(r, w, loss, over); err != nil {
+			if err := o.measure(r, loss, over); err != nil {
 				return err
 			}
 		}
@@ -95,7 +94,7 @@ func run(o options) (err error) {
 }
 
 // measure makes one line of the table, on a network of its own.
-func (o options) measure(r *host.Run, out *tabwriter.Writer, loss float64, over string) (err error) {
+func (o options) measure(r *host.Run, loss float64, over string) (err error) {
 	var s relay.Settings
 	s.Both(relay.Path{Delay: o.rtt / 2, Rate: int(o.mbits * 1e6 / 8), Queue: o.queue, Loss: loss / 100})
 	w, err := wan.New(r, "bench", s)
@@ -122,8 +121,7 @@ func (o options) measure(r *host.Run, out *tabwriter.Writer, loss float64, over 
 	if _, err := w.Broker(wan.BrokerConfig{Timing: timing}); err != nil {
 		return err
 	}
-	row := []string{name, fmt.Sprintf("%g%%", loss)}
-	var lost []string
+	var figures, lost []string
 	for _, way := range []string{"downrate", "uprate"} {
 		// Each on a connection of its own: what one has learned of the path is no help, or hindrance, to the next.
 		agent, err := w.Agent(w.Site, wan.AgentConfig{Transport: transport, Timing: timing})
@@ -147,8 +145,8 @@ func (o options) measure(r *host.Run, out *tabwriter.Writer, loss float64, over 
 		if way == "uprate" {
 			p, q = before.Up, after.Up
 		}
-		row, lost = append(row, figure), append(lost, fmt.Sprintf("%d/%d", q.Lost-p.Lost, q.Packets-p.Packets))
+		figures, lost = append(figures, figure), append(lost, fmt.Sprintf("%d/%d", q.Lost-p.Lost, q.Packets-p.Packets))
 	}
-	fmt.Fprintln(out, strings.Join(append(row, strings.Join(lost, ", ")), "\t"))
-	return out.Flush()
+	fmt.Printf(line, name, fmt.Sprintf("%g%%", loss), figures[0], figures[1], strings.Join(lost, ", "))
+	return nil
 }

@@ -116,12 +116,12 @@ func (w *World) SetMTU(n int) error {
 	return errors.Join(w.Router.IP(set), w.Platform.IP(set))
 }
 
-// Congestion sets the congestion control of TCP at both ends. It is the routes', as a namespace may not choose one for itself
-// that the system does not allow to everybody.
+// Congestion sets the congestion control of TCP at both ends, whatever the programs ask for. It is the routes', as a namespace
+// may not choose one for itself that the system does not allow to everybody.
 func (w *World) Congestion(name string) error {
 	return errors.Join(
-		w.Site.IP("route change default via 10.77.0.1 congctl "+name),
-		w.Platform.IP("route change default via "+routerAddr+" congctl "+name),
+		w.Site.IP("route change default via 10.77.0.1 congctl lock "+name),
+		w.Platform.IP("route change default via "+routerAddr+" congctl lock "+name),
 	)
 }
 
