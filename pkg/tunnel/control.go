@@ -201,7 +201,7 @@ func (s *Session) start(c *control) {
 	defer s.loops.Done()
 	s.loops.Go(func() { s.writeControl(c.raw) })
 	s.loops.Go(func() { s.readControl(c.r) })
-	s.loops.Go(s.heartbeat)
+	s.beat.start(s.pulse.period(), s.heartbeat)
 	s.loops.Go(s.acceptLoop)
 }
 

@@ -34,13 +34,14 @@ type Session struct {
 	done     chan struct{} // closed once err is set
 	err      *ClosedError
 	finished chan struct{}  // closed once the connection is closed and the loops have ended
-	loops    sync.WaitGroup // readControl, writeControl, heartbeat, acceptLoop
+	loops    sync.WaitGroup // readControl, writeControl, acceptLoop
 	handlers sync.WaitGroup
 
 	queue chan controlFrame
 	torn  chan struct{} // closed once the mux is
 	mute  chan struct{} // closed once no control frame can be sent any more
 	pulse pulse
+	beat  metronome
 
 	drainOnce  sync.Once
 	draining   chan struct{}
@@ -237,6 +238,7 @@ func (s *Session) teardown(why *ClosedError, linger time.Duration) {
 		t.Stop()
 	}
 	s.l.close(why.Code, why.Message, linger)
+	s.beat.stop()
 	close(s.torn)
 	s.loops.Wait()
 	close(s.finished)
