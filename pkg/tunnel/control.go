@@ -32,6 +32,11 @@ func (c *control) Read(p []byte) (int, error) { return c.src.Read(p) }
 // that fails to is closed with a code. It takes no longer than ctx and
 // Config.HandshakeTimeout.
 func establish(ctx context.Context, l *link, cfg Config) (*Session, error) {
+	return introduce(ctx, l, cfg, true)
+}
+
+// introduce is establish, but may leave it to the caller to run acceptLoop, and then wait for the session.
+func introduce(ctx context.Context, l *link, cfg Config, accept bool) (*Session, error) {
 	s := newSession(l, cfg)
 	ctx, cancel := context.WithTimeout(ctx, cfg.HandshakeTimeout)
 	defer cancel()
@@ -44,7 +49,7 @@ func establish(ctx context.Context, l *link, cfg Config) (*Session, error) {
 		s.cancel(err)
 		return nil, err
 	}
-	s.start(c)
+	s.start(c, accept)
 	return s, nil
 }
 
@@ -189,7 +194,7 @@ func (s *Session) rejectLink(c *control, why error) {
 }
 
 // start sets the session's loops going.
-func (s *Session) start(c *control) {
+func (s *Session) start(c *control, accept bool) {
 	_ = c.raw.SetReadDeadline(time.Time{})
 	_ = c.raw.SetWriteDeadline(time.Time{})
 	s.wmu.Lock()
@@ -203,8 +208,10 @@ func (s *Session) start(c *control) {
 	s.loops.Add(1)
 	defer s.loops.Done()
 	s.loops.Go(func() { s.readControl(c.r) })
+	if accept {
+		s.loops.Go(s.acceptLoop)
+	}
 	s.beat.start(s.pulse.period(), s.heartbeat)
-	s.loops.Go(s.acceptLoop)
 }
 
 // send queues an encoded frame and returns once it was written, or stop or the session ended.
