@@ -76,7 +76,7 @@ func (s *Session) greet(ctx context.Context) (*control, error) {
 		_ = c.raw.SetWriteDeadline(aLongTimeAgo)
 	})()
 	c.src = c.raw
-	c.r = bufio.NewReaderSize(c, 1024)
+	c.r = bufio.NewReaderSize(c, 256) // of a heartbeat; each session has one
 	if s.l.dialled {
 		c.ok = true
 		hello, err := s.helloBytes(true)
