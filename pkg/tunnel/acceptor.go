@@ -209,7 +209,7 @@ const maxLinger = 256 << 10
 
 // serve has a link say hello, and stays until its session has ended.
 func (a *Acceptor) serve(ctx context.Context, l *link) {
-	s, err := establish(ctx, l, a.cfg)
+	s, err := introduce(ctx, l, a.cfg, false)
 	if err != nil {
 		a.log.Info("a connection to the tunnel's port did not say hello", "transport", string(l.transport), "remote", l.remote.String(), "err", err)
 		return
@@ -219,10 +219,7 @@ func (a *Acceptor) serve(ctx context.Context, l *link) {
 	} else {
 		s.Admitted()
 	}
-	select {
-	case <-s.done:
-	case <-ctx.Done():
-		_ = s.Close(wire.Shutdown, "the broker is stopping")
-	}
+	defer context.AfterFunc(ctx, func() { _ = s.Close(wire.Shutdown, "the broker is stopping") })()
+	s.acceptLoop() // here: of ten thousand sessions each goroutine counts
 	s.wait()
 }

@@ -32,6 +32,11 @@ func (c *control) Read(p []byte) (int, error) { return c.src.Read(p) }
 // that fails to is closed with a code. It takes no longer than ctx and
 // Config.HandshakeTimeout.
 func establish(ctx context.Context, l *link, cfg Config) (*Session, error) {
+	return introduce(ctx, l, cfg, true)
+}
+
+// introduce is establish, but may leave it to the caller to run acceptLoop, and then wait for the session.
+func introduce(ctx context.Context, l *link, cfg Config, accept bool) (*Session, error) {
 	s := newSession(l, cfg)
 	ctx, cancel := context.WithTimeout(ctx, cfg.HandshakeTimeout)
 	defer cancel()
@@ -44,7 +49,7 @@ func establish(ctx context.Context, l *link, cfg Config) (*Session, error) {
 		s.cancel(err)
 		return nil, err
 	}
-	s.start(c)
+	s.start(c, accept)
 	return s, nil
 }
 
@@ -71,7 +76,7 @@ func (s *Session) greet(ctx context.Context) (*control, error) {
 		_ = c.raw.SetWriteDeadline(aLongTimeAgo)
 	})()
 	c.src = c.raw
-	c.r = bufio.NewReaderSize(c, 1024)
+	c.r = bufio.NewReaderSize(c, 256) // of a heartbeat; each session has one
 	if s.l.dialled {
 		c.ok = true
 		hello, err := s.helloBytes(true)
@@ -189,9 +194,12 @@ func (s *Session) rejectLink(c *control, why error) {
 }
 
 // start sets the session's loops going.
-func (s *Session) start(c *control) {
+func (s *Session) start(c *control, accept bool) {
 	_ = c.raw.SetReadDeadline(time.Time{})
 	_ = c.raw.SetWriteDeadline(time.Time{})
+	s.wmu.Lock()
+	s.ctl = c.raw
+	s.wmu.Unlock()
 	if m, ok := s.l.mux.(resetCarrier); ok {
 		c.src = m.attach(c.raw, s.send)
 	}
@@ -199,10 +207,11 @@ func (s *Session) start(c *control) {
 	// One loop may end the session before the next is set going: whoever waits for them waits for all.
 	s.loops.Add(1)
 	defer s.loops.Done()
-	s.loops.Go(func() { s.writeControl(c.raw) })
 	s.loops.Go(func() { s.readControl(c.r) })
-	s.loops.Go(s.heartbeat)
-	s.loops.Go(s.acceptLoop)
+	if accept {
+		s.loops.Go(s.acceptLoop)
+	}
+	s.beat.start(s.pulse.period(), s.heartbeat)
 }
 
 // send queues an encoded frame and returns once it was written, or stop or the session ended.
@@ -210,6 +219,7 @@ func (s *Session) send(b []byte, stop <-chan struct{}) error {
 	f := controlFrame{b: b, sent: make(chan error, 1)}
 	select {
 	case s.queue <- f:
+		s.writeSoon()
 	case <-stop:
 		return errMuxGone
 	case <-s.mute:
@@ -229,29 +239,68 @@ func (s *Session) send(b []byte, stop <-chan struct{}) error {
 func (s *Session) trySend(b []byte) bool {
 	select {
 	case s.queue <- controlFrame{b: b}:
+		s.writeSoon()
 		return true
 	default:
 		return false
 	}
 }
 
-// writeControl is the one writer of the control stream: it may be stuck where
-// the connection takes nothing, and nobody else is with it.
-func (s *Session) writeControl(raw muxStream) {
-	defer close(s.mute)
+// writeSoon has what is queued written by the one writer of the control stream, which is there only while there is
+// something to write. It may be stuck where the connection takes nothing, and nobody else is with it.
+func (s *Session) writeSoon() {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if s.ctl != nil && !s.writing && !s.isMute() {
+		s.writing = true
+		s.loops.Go(s.writeControl)
+	}
+}
+
+// writeControl writes until nothing is queued.
+func (s *Session) writeControl() {
 	for {
 		select {
 		case f := <-s.queue:
-			_, err := raw.Write(f.b)
+			_, err := s.ctl.Write(f.b)
 			if f.sent != nil {
 				f.sent <- err
 			}
 			if err != nil {
-				return // readControl tells why
+				s.muteControl() // readControl tells why
+				return
 			}
-		case <-s.torn:
-			return
+		default:
+			if s.doneWriting() {
+				return
+			}
 		}
+	}
+}
+
+// doneWriting says that the writer goes, unless something was queued meanwhile.
+func (s *Session) doneWriting() bool {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.writing = len(s.queue) > 0
+	return !s.writing
+}
+
+// muteControl says that nothing is written any more, and lets go who waits for that.
+func (s *Session) muteControl() {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if !s.isMute() {
+		close(s.mute)
+	}
+}
+
+func (s *Session) isMute() bool {
+	select {
+	case <-s.mute:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -163,22 +163,45 @@ func (p *pulse) pinged(ping wire.Ping) {
 	}
 }
 
-// heartbeat keeps the session alive, or finds out that it is not.
+// heartbeat keeps the session alive, or finds out that it is not. It is called once in a while, and does not wait.
 func (s *Session) heartbeat() {
-	t := time.NewTicker(s.pulse.period())
-	defer t.Stop()
-	for {
-		ping, dead := s.pulse.tick(time.Now(), s.activity())
-		if dead != "" {
-			s.terminate(&ClosedError{Code: wire.HeartbeatLost, Message: dead}, 0)
-			return
+	ping, dead := s.pulse.tick(time.Now(), s.activity())
+	if dead != "" {
+		s.terminate(&ClosedError{Code: wire.HeartbeatLost, Message: dead}, 0)
+		return
+	}
+	s.sendPing(ping)
+}
+
+// metronome calls a function from time to time. It has no goroutine in between.
+type metronome struct {
+	mu    sync.Mutex // held through each call; guards the following
+	timer *time.Timer
+	over  bool
+}
+
+// start calls f now and after each period, until stop.
+func (m *metronome) start(period time.Duration, f func()) {
+	tick := func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if !m.over {
+			f()
+			m.timer.Reset(period)
 		}
-		s.sendPing(ping)
-		select {
-		case <-t.C:
-		case <-s.done:
-			return
-		}
+	}
+	m.mu.Lock()
+	m.timer = time.AfterFunc(0, tick) // which waits
+	m.mu.Unlock()
+}
+
+// stop returns when f does not run and is not called any more.
+func (m *metronome) stop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
+	if m.timer != nil {
+		m.timer.Stop()
 	}
 }
 

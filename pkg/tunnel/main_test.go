@@ -21,17 +21,24 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if told := os.Getenv(agentsEnv); told != "" {
+		agents(told)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testPKI is a CA, a broker's certificate for 127.0.0.1 and an agent's.
 type testPKI struct {
+	ca            *x509.Certificate
 	roots         *x509.CertPool
 	broker, agent tls.Certificate
 }
 
 var pki = sync.OnceValue(func() *testPKI {
 	ca, caKey := makeCert("ca", nil, nil)
-	p := &testPKI{roots: x509.NewCertPool()}
+	p := &testPKI{ca: ca, roots: x509.NewCertPool()}
 	p.roots.AddCert(ca)
 	p.broker = leaf("broker", ca, caKey)
 	p.agent = leaf("agent", ca, caKey)

@@ -34,13 +34,17 @@ type Session struct {
 	done     chan struct{} // closed once err is set
 	err      *ClosedError
 	finished chan struct{}  // closed once the connection is closed and the loops have ended
-	loops    sync.WaitGroup // readControl, writeControl, heartbeat, acceptLoop
+	loops    sync.WaitGroup // readControl, acceptLoop, and now and then writeControl
 	handlers sync.WaitGroup
 
-	queue chan controlFrame
-	torn  chan struct{} // closed once the mux is
-	mute  chan struct{} // closed once no control frame can be sent any more
 	pulse pulse
+	beat  metronome
+
+	queue   chan controlFrame
+	mute    chan struct{} // closed once no control frame can be sent any more
+	wmu     sync.Mutex    // guards the following, and the closing of mute
+	ctl     muxStream     // what control frames are written to; nil: the session has not started
+	writing bool          // writeControl runs
 
 	leaving leaving
 
@@ -84,7 +88,6 @@ func newSession(l *link, cfg Config) *Session {
 		done:     make(chan struct{}),
 		finished: make(chan struct{}),
 		queue:    make(chan controlFrame, 16),
-		torn:     make(chan struct{}),
 		mute:     make(chan struct{}),
 		leaving:  newLeaving(),
 	}
@@ -210,7 +213,8 @@ func (s *Session) teardown(why *ClosedError, linger time.Duration) {
 		t.Stop()
 	}
 	s.l.close(why.Code, why.Message, linger)
-	close(s.torn)
+	s.beat.stop()
+	s.muteControl()
 	s.loops.Wait()
 	close(s.finished)
 }

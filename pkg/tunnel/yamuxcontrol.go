@@ -14,7 +14,10 @@ func (m *yamuxMux) attach(ctl muxStream, send func([]byte, <-chan struct{}) erro
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.send, m.ctl = send, y.ys
-	return &controlReader{m: m, ys: y.ys, took: y.took}
+	return &controlReader{m: m, ys: y.ys, took: func(n int) {
+		y.took(n)
+		y.ys.Shrink() // an idle session holds no buffer for its next heartbeat
+	}}
 }
 
 // detach says that no more control frames are obeyed.
