@@ -59,10 +59,9 @@ func refusal(err error) (wire.Code, string) {
 	return wire.Unavailable, errNotChecked.Error()
 }
 
-// serveSession lets a node's session in, and live on the switchboard.
+// serveSession lets a node's session in, to live on the switchboard. It does not wait for its end.
 func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
-	enter, leave := b.gate.arrive(s)
-	defer leave()
+	enter := b.gate.arrive(s)
 	id, line, err := b.admit(ctx, s)
 	enter(err)
 	if err != nil {
@@ -78,8 +77,9 @@ func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 		return
 	}
 	s.Admitted()
-	defer b.holders.enter(s, id)()
-	b.board.Serve(s, id.Tenant, id.Name, func() (wire.Code, error) {
+	b.admitted.Add(1)
+	s.OnEnd(b.holders.enter(s, id))
+	b.board.Enter(s, id.Tenant, id.Name, func() (wire.Code, error) {
 		code, told := wire.OK, ""
 		if err := b.stillAdmitted(ctx, s, line); err != nil {
 			code, told = refusal(err)
@@ -272,17 +272,17 @@ func (g *gate) of(s *tunnel.Session) *admission {
 	return a
 }
 
-// arrive takes up a session. Call enter once, with why it is not let in; leave when the session has ended.
-func (g *gate) arrive(s *tunnel.Session) (enter func(error), leave func()) {
+// arrive takes up a session until its end. Call enter once, with why it is not let in.
+func (g *gate) arrive(s *tunnel.Session) (enter func(error)) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	a := g.of(s)
-	return func(err error) { a.err = err; close(a.done) }, func() {
-		<-s.Done()
+	g.mu.Unlock()
+	s.OnEnd(func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		delete(g.sessions, s)
-	}
+	})
+	return func(err error) { a.err = err; close(a.done) }
 }
 
 // wait returns when the session was let in, or why it was not.

@@ -109,6 +109,8 @@ type broker struct {
 	door     *strangers.Door  // of the public port, TCP and UDP
 	hosts    *hostsfile.Files // nil if not wanted
 
+	admitted atomic.Uint64 // sessions that were let in so far
+
 	serving  atomic.Bool // there are sessions to drain
 	draining atomic.Bool // nobody new is let in
 
@@ -143,6 +145,7 @@ func (b *broker) runWhole(ctx context.Context, st *store.Store) error {
 	g.Go(func() error { return b.watchStore(ctx, st) })
 	g.Go(func() error { return b.ca.watch(ctx) })
 	g.Go(func() error { return b.reportCA(ctx) })
+	g.Go(func() error { return b.trim(ctx) })
 	if err := b.tenants.WaitSynced(ctx); err != nil {
 		ln.close()
 		return errors.Join(err, g.Wait())

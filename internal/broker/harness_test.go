@@ -88,7 +88,7 @@ func freeAddr(t *testing.T) string {
 	t.Helper()
 	for range 100 {
 		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
-		tcp, udp, err := listenBoth(addr)
+		tcp, udp, err := listenBoth(t.Context(), addr)
 		if err == nil {
 			tcp.Close()
 			udp.Close()

@@ -44,11 +44,11 @@ type BrokerLimits struct {
 	// HelloTimeout is how long a connection may take to say what it wants; the TLS handshake has as long again.
 	// Default 10s: three retransmissions on a bad link.
 	HelloTimeout Duration `json:"helloTimeout"`
-	// MaxUnauthenticated at one time. Default 4096: one core brings so many through their handshakes in 3 s, long before
-	// these time out, and the memory that they can take stays within some 250 MB.
+	// MaxUnauthenticated at one time. Default 2048: a core that has something else to do brings so many through their handshakes
+	// in 3 s, long before these time out at nodes and the work is for nothing; and the memory that they can take stays within some 125 MB.
 	MaxUnauthenticated int `json:"maxUnauthenticated"`
 	// MaxUnauthenticatedPerSource at one time. Default 512: hundreds of nodes behind one NAT come back at once without
-	// one being turned away, and it takes eight sources to shut others out.
+	// one being turned away, and it takes four sources to shut others out.
 	MaxUnauthenticatedPerSource int `json:"maxUnauthenticatedPerSource"`
 	// AcceptRate is how many connections a second are taken up; four seconds' worth may come at once. Default 1000:
 	// 10,000 nodes that come back at once are in after half a minute, for less than a core of handshakes (0.7 ms each).
@@ -144,7 +144,7 @@ func DefaultBroker() *Broker {
 		HealthAddress: "127.0.0.1:9641",
 		Front: BrokerFront{Listen: ":8443", Limits: BrokerLimits{
 			HelloTimeout:       Duration{10 * time.Second},
-			MaxUnauthenticated: 4096, MaxUnauthenticatedPerSource: 512,
+			MaxUnauthenticated: 2048, MaxUnauthenticatedPerSource: 512,
 			AcceptRate: 1000, AcceptRatePerSource: 500,
 		}},
 		Egress: BrokerEgress{Listen: ":8132", PublicEndpoint: "https://127.0.0.1:8132", MaxUnauthenticated: 2048, AcceptRatePerSource: 500, MaxPending: 500},

@@ -44,7 +44,7 @@ func newBoard(t *testing.T) *board {
 		TLS: pki.ServerTLS(func() (*tls.Certificate, error) { return &server, nil },
 			pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, time.Now, nil), pki.ServerOptions{}),
 		OnSession: func(_ context.Context, s *tunnel.Session) {
-			b.Serve(s, "acme", "edge-1", func() (wire.Code, error) { close(attached); return wire.OK, nil })
+			b.Enter(s, "acme", "edge-1", func() (wire.Code, error) { close(attached); return wire.OK, nil })
 		},
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -41,7 +41,7 @@ type Board struct {
 	sessions map[string]map[string]*tunnel.Session
 	// former are the sessions that another took over from and whose streams go on. Each node has one at most.
 	former map[place]*tunnel.Session
-	// still is what Serve was given for each of these.
+	// still is what Enter was given for each of these.
 	still map[*tunnel.Session]func() (wire.Code, error)
 	gone  chan struct{} // closed, and made anew, with each session that is removed
 }
@@ -64,13 +64,13 @@ func New(cfg Config) *Board {
 	return b
 }
 
-// Serve makes s the session of a node and returns when s has ended. The newest session wins: one that
+// Enter makes s the session of a node until s has ended. The newest session wins: one that
 // was there before is drained if the node says that it hands over, else closed with code Superseded.
 //
 // still is asked once s can be found by Cut and Recheck, and by each Recheck; s is closed if it fails, or drained if the code
 // is Draining. Who bars a node first writes that down and then has its session cut, so that one which comes in between is
 // found by one of the two.
-func (b *Board) Serve(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) {
+func (b *Board) Enter(s *tunnel.Session, tenant, node string, still func() (wire.Code, error)) {
 	log := b.log.With("tenant", tenant, "node", node, "transport", string(s.Transport()), "remote", s.RemoteAddr().String())
 	old, fenced := b.put(s, place{tenant, node}, still)
 	switch {
@@ -86,10 +86,12 @@ func (b *Board) Serve(s *tunnel.Session, tenant, node string, still func() (wire
 	if fenced != nil {
 		fenced.Close(wire.Superseded, "a newer session of this node took over")
 	}
+	s.OnEnd(func() {
+		b.remove(s, place{tenant, node})
+		b.log.Info("node's session ended", "tenant", tenant, "node", node, "transport", string(s.Transport()), "remote", s.RemoteAddr().String(),
+			"after", time.Since(s.Stats().Since).Round(time.Millisecond), "err", s.Err())
+	})
 	b.check(s, log, still)
-	<-s.Done()
-	b.remove(s, place{tenant, node})
-	log.Info("node's session ended", "after", time.Since(s.Stats().Since).Round(time.Millisecond), "err", s.Err())
 }
 
 // check asks whether s may go on, and ends it if not.

@@ -9,9 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -92,7 +90,7 @@ func TestNodeRemovedWhileItConnects(t *testing.T) {
 	ended := make(chan struct{})
 	s := connect(t, func(s *tunnel.Session) {
 		defer close(ended)
-		board.Serve(s, "acme", "edge-1", func() (wire.Code, error) {
+		board.Enter(s, "acme", "edge-1", func() (wire.Code, error) {
 			if _, ok := board.Session("acme", "edge-1"); !ok {
 				t.Error("asked before Cut could find the session")
 			}
@@ -124,17 +122,10 @@ func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
 		}
 		attached := make(chan struct{})
 		connectAs(t, hello, func(s *tunnel.Session) {
-			var all sync.WaitGroup
 			for _, b := range boards {
-				all.Go(func() { b.Serve(s, tenant, node, func() (wire.Code, error) { return wire.OK, nil }) })
-			}
-			for _, b := range boards {
-				for !b.has(tenant, node) {
-					runtime.Gosched()
-				}
+				b.Enter(s, tenant, node, func() (wire.Code, error) { return wire.OK, nil })
 			}
 			close(attached)
-			all.Wait()
 		})
 		<-attached
 	}

@@ -47,6 +47,7 @@ type Session struct {
 	writing bool          // writeControl runs
 
 	leaving leaving
+	endings endings
 
 	out, in           direction
 	bytesIn, bytesOut atomic.Uint64
@@ -203,6 +204,7 @@ func (s *Session) terminate(why *ClosedError, linger time.Duration) {
 }
 
 func (s *Session) teardown(why *ClosedError, linger time.Duration) {
+	s.endings.run()
 	if linger > 0 {
 		late := make(chan struct{})
 		t := time.AfterFunc(linger, func() { close(late) })
