@@ -3,11 +3,12 @@ package broker
 import (
 	"context"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
 const (
-	// trimEvery is how often it is looked whether many sessions have come.
+	// trimEvery is how often it is looked whether there is memory to be given back.
 	trimEvery = 30 * time.Second
 	// manySessions is how many in that time are a fleet that comes back, and not the coming and going of a day.
 	manySessions = 500
@@ -15,12 +16,14 @@ const (
 	trimRounds = 3
 )
 
-// trim gives the memory back to the system that the handshakes of a returning fleet took, once it is back: some 50 KB a session,
-// which the collector by itself keeps for the next time for as long as little is allocated. It runs until ctx ends.
+// trim gives memory back to the system: what the handshakes of a returning fleet took, once it is back, and what heartbeats leave
+// behind. The collector by itself lets garbage grow to as much as is in use, and takes its time for that where little is
+// allocated; a broker that has much to do is left to it. It runs until ctx ends.
 func (b *broker) trim(ctx context.Context) error {
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
-	var seen uint64
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	var seen, allocated uint64
 	rounds := 0
 	for {
 		select {
@@ -28,14 +31,19 @@ func (b *broker) trim(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		metrics.Read(sample)
+		total, live := sample[0].Value.Uint64(), sample[1].Value.Uint64()
+		fresh := total - allocated
 		now := b.admitted.Load()
-		switch came := now - seen; {
-		case came >= manySessions:
+		switch {
+		case now-seen >= manySessions:
 			rounds = trimRounds
 		case rounds > 0:
 			rounds--
 			debug.FreeOSMemory()
+		case fresh > live/8 && fresh < live:
+			debug.FreeOSMemory()
 		}
-		seen = now
+		seen, allocated = now, total
 	}
 }

@@ -112,7 +112,10 @@ func isTransient(err error) bool {
 }
 
 func (s *Server) serve(ctx context.Context, conn *guest) {
-	route := s.look(ctx, conn)
+	// Aside: the parser needs a large stack, and this goroutine may stay with its connection for days.
+	found := make(chan *Route)
+	go func() { found <- s.look(ctx, conn) }()
+	route := <-found
 	if route == nil {
 		conn.Close()
 		return

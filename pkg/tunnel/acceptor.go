@@ -157,7 +157,9 @@ func (a *Acceptor) ServeQUIC(ctx context.Context, pc net.PacketConn) error {
 // (or which replays what was), and returns when that and its handlers have
 // ended. ctx's end closes it with wire.Shutdown. c is closed in any case.
 func (a *Acceptor) ServeConn(ctx context.Context, c net.Conn) {
-	l, err := a.handshake(ctx, c)
+	var l *link
+	var err error
+	aside(func() { l, err = a.handshake(ctx, c) })
 	if err != nil {
 		_ = c.Close()
 		a.log.Info("a connection to the tunnel's port came to nothing", "transport", string(TransportTCP), "remote", c.RemoteAddr().String(), "err", err)
@@ -209,7 +211,9 @@ const maxLinger = 256 << 10
 
 // serve has a link say hello, and stays until its session has ended.
 func (a *Acceptor) serve(ctx context.Context, l *link) {
-	s, err := introduce(ctx, l, a.cfg, false)
+	var s *Session
+	var err error
+	aside(func() { s, err = introduce(ctx, l, a.cfg, false) })
 	if err != nil {
 		a.log.Info("a connection to the tunnel's port did not say hello", "transport", string(l.transport), "remote", l.remote.String(), "err", err)
 		return

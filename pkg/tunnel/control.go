@@ -373,13 +373,17 @@ func (s *Session) obey(f wire.Frame) error {
 		}
 		return &ClosedError{Code: g.Code, Message: g.Message, Remote: true}
 	case wire.FrameBundle:
-		b, err := wire.ParseBundle(f.Payload)
+		var b wire.Bundle
+		var err error
+		aside(func() { b, err = wire.ParseBundle(f.Payload) })
 		if err != nil {
 			return err
 		}
 		s.cfg.OnBundle(s, b)
 	case wire.FrameStatus:
-		st, err := wire.ParseStatus(f.Payload)
+		var st wire.Status
+		var err error
+		aside(func() { st, err = wire.ParseStatus(f.Payload) })
 		if err != nil {
 			return err
 		}
