@@ -19,6 +19,9 @@ const (
 	defaultProbeMin     = time.Minute
 	defaultProbeMax     = 30 * time.Minute
 	defaultRetire       = time.Hour
+	// turnedAwayMax takes the place of BackoffMax where the broker answered that it takes nobody for the moment: a fleet that
+	// comes back at once is let in within seconds, and those who are turned away a few times must not wait for minutes.
+	turnedAwayMax = 10 * time.Second
 	// lastingSession is how long a session must have been up for the backoff to start again.
 	lastingSession = 10 * time.Second
 )
@@ -51,8 +54,8 @@ type ClientConfig struct {
 	TickInterval time.Duration
 	// BackoffMin and BackoffMax bound the wait before a new attempt: a random part
 	// of a span that starts at BackoffMin (default 0.5 s), doubles with each failure
-	// up to BackoffMax (default 60 s), and starts again after a session that lasted
-	// 10 s.
+	// up to BackoffMax (default 60 s; 10 s where the broker turned this one away at its
+	// port, over a limit), and starts again after a session that lasted 10 s.
 	BackoffMin, BackoffMax time.Duration
 	// Pace is told why a session ended or could not be made, and says how long to wait
 	// at least before the next attempt. May be nil: no longer than the backoff.
@@ -228,7 +231,7 @@ func (c *clientLoop) once(ctx context.Context) time.Duration {
 		return 0
 	}
 	if err != nil {
-		wait := max(c.backoff(), c.cfg.Pace(err))
+		wait := max(c.backoff(err), c.cfg.Pace(err))
 		c.cfg.Logger.Warn("the broker can not be reached; trying again", "err", err, "wait", wait)
 		c.cfg.OnDown(err)
 		return wait
@@ -267,7 +270,7 @@ func (c *clientLoop) down(s *Session) time.Duration {
 	if errors.As(s.Err(), &closed) && c.choosing {
 		c.policy.down(c.network, s.Transport(), closed.Code, lasted)
 	}
-	wait := max(c.backoff(), c.cfg.Pace(s.Err()))
+	wait := max(c.backoff(nil), c.cfg.Pace(s.Err()))
 	if delay, asked := s.leaving.asks(); asked && delay > 0 {
 		wait = c.cfg.jitter(delay)
 	}
@@ -323,10 +326,13 @@ func (c *clientLoop) hangUp(s *Session) {
 	})
 }
 
-// backoff returns the next wait: full jitter over a span that doubles.
-func (c *clientLoop) backoff() time.Duration {
+// backoff returns the next wait: full jitter over a span that doubles. err is why there was no session; nil: there was one.
+func (c *clientLoop) backoff(err error) time.Duration {
 	span := c.span(c.failures)
 	c.failures++
+	if turnedAway(err) {
+		span = min(span, turnedAwayMax)
+	}
 	return c.cfg.jitter(span)
 }
 

@@ -3,14 +3,18 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+	"github.com/quic-go/quic-go"
 )
 
 // fakeBroker is what a client under test dials.
@@ -269,4 +273,38 @@ func TestClientWake(t *testing.T) {
 			t.Errorf("after a session that was woken in vain it came back in %s", d)
 		}
 	})
+}
+
+// TestTurnedAwayComesBackSoon: a broker over its limits is asked again within seconds, however often; one that is away is not.
+func TestTurnedAwayComesBackSoon(t *testing.T) {
+	refused := &quic.TransportError{Remote: true, ErrorCode: quic.ConnectionRefused}
+	for name, tc := range map[string]struct {
+		err  error
+		most time.Duration
+	}{
+		"closed at the port":         {fmt.Errorf("dial: %w", errors.Join(context.Canceled, explainHandshake(io.EOF))), turnedAwayMax},
+		"reset at the port":          {fmt.Errorf("dial: %w", explainHandshake(syscall.ECONNRESET)), turnedAwayMax},
+		"refused over QUIC":          {fmt.Errorf("dial: %w", errors.Join(fmt.Errorf("quic: %w", refused), syscall.ECONNREFUSED)), turnedAwayMax},
+		"nobody there":               {fmt.Errorf("dial: %w", syscall.ECONNREFUSED), defaultBackoffMax},
+		"another error of this side": {&quic.TransportError{ErrorCode: quic.ConnectionRefused}, defaultBackoffMax},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var longest time.Duration
+				c := NewClient(ClientConfig{
+					Dialer: func() *Dialer { return &Dialer{} },
+					jitter: func(d time.Duration) time.Duration { longest = max(longest, d); return d },
+				})
+				c.cfg.dial = func(context.Context, *Dialer) (*Session, error) { return nil, tc.err }
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				if err := c.Run(ctx); err != nil {
+					t.Error(err)
+				}
+				if longest != tc.most {
+					t.Errorf("waited for up to %s, want %s", longest, tc.most)
+				}
+			})
+		})
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -139,6 +140,24 @@ func CertificateRefused(err error) bool {
 		return CertificateRefused(e.Unwrap())
 	case interface{ Unwrap() []error }:
 		return slices.ContainsFunc(e.Unwrap(), CertificateRefused)
+	}
+	return false
+}
+
+// turnedAway tells whether err, of Dial, says that somebody answered who then took no connection: on TCP it was closed before
+// the handshake, on QUIC it was refused. That is what a broker does that is over a limit.
+func turnedAway(err error) bool {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return true
+	}
+	// By hand, as in CertificateRefused: either transport's error may be the one.
+	switch e := err.(type) {
+	case *quic.TransportError:
+		return e.Remote && e.ErrorCode == quic.ConnectionRefused
+	case interface{ Unwrap() error }:
+		return turnedAway(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), turnedAway)
 	}
 	return false
 }
