@@ -37,6 +37,7 @@ type identity struct {
 	Key         string `json:"key"`         // PEM
 	CABundle    string `json:"caBundle"`    // PEM
 
+	past   lineage // of all its sessions
 	cert   tls.Certificate
 	roots  *x509.CertPool
 	trusts []string // the hashes of the CAs in CABundle
@@ -64,6 +65,17 @@ func (i *identity) complete(known *sync.Map) (err error) {
 		b, _ = known.LoadOrStore(i.CABundle, bundle{roots, trusts})
 	}
 	i.roots, i.trusts = b.(bundle).roots, b.(bundle).trusts
+	return nil
+}
+
+// completeAll completes the identities of a file.
+func completeAll(ids []*identity) error {
+	var known sync.Map
+	for _, id := range ids {
+		if err := id.complete(&known); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

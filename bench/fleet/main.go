@@ -39,6 +39,9 @@ type options struct {
 	profile     string
 	broker      string
 	dir         string
+	wan         bool
+	wanFor      time.Duration
+	churn       time.Duration
 }
 
 func newRoot() *cobra.Command {
@@ -52,7 +55,9 @@ for idle sessions, how long all take to come back after kill -9, and how long an
 server's dials take. Progress goes to standard error, the table to standard output.`,
 		Example: `  go run ./fleet --agents 10000 --kill                   # both transports, one after the other
   go run ./fleet --agents 2000 --transport quic --idle 2m
-  go run ./fleet --agents 10000 --transport tcp --profile /tmp/profiles`,
+  go run ./fleet --agents 10000 --transport tcp --profile /tmp/profiles
+  go run ./fleet --wan --agents 200                      # bytes on the wire; as root
+  go run ./fleet --churn 30m --agents 500                # nothing may be left behind`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -69,7 +74,28 @@ server's dials take. Progress goes to standard error, the table to standard outp
 	fl.StringVar(&o.profile, "profile", "", "save heap, goroutine and CPU profiles below this directory; they are of the broker in the harness' binary, all figures of the real one")
 	fl.StringVar(&o.broker, "broker", "", "the broker's binary; default: built from this tree")
 	fl.StringVar(&o.dir, "dir", "", "keep the broker's data and log in this directory; default: a temporary one")
-	c.AddCommand(newServe())
+	fl.BoolVar(&o.wan, "wan", false, "measure the bytes that idle nodes put on the wire instead; needs root")
+	fl.DurationVar(&o.wanFor, "wan-for", 5*time.Minute, "how long --wan counts")
+	fl.DurationVar(&o.churn, "churn", 0, "have nodes come and go for so long instead, with data going through, and fail if goroutines, open files or memory rise")
+	c.AddCommand(newServe(), newNodes())
+	return c
+}
+
+// newNodes is the process of the nodes that are behind a link.
+func newNodes() *cobra.Command {
+	var o options
+	var file, endpoint string
+	c := &cobra.Command{
+		Use: "nodes", Short: "Keep sessions until the input ends", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runNodes(c.Context(), file, endpoint, o, c.InOrStdin(), c.OutOrStdout())
+		},
+	}
+	fl := c.Flags()
+	fl.StringVar(&file, "identities", "", "file of the nodes' identities")
+	fl.StringVar(&endpoint, "endpoint", "", "the broker")
+	fl.StringVar(&o.transport, "transport", "tcp", "tcp or quic")
+	fl.Float64Var(&o.connectRate, "connect-rate", 0, "nodes a second")
 	return c
 }
 
@@ -117,11 +143,24 @@ func measureAll(c *cobra.Command, o options) (err error) {
 		return err
 	}
 	say := progress(c.ErrOrStderr())
-	s, ids, done, err := prepare(c.Context(), o, say)
+	if o.wan {
+		all, err := measureWAN(c.Context(), o, transports, say)
+		if err != nil {
+			return err
+		}
+		if o.output == "json" {
+			return writeJSON(c.OutOrStdout(), all)
+		}
+		return writeWAN(c.OutOrStdout(), all)
+	}
+	s, ids, done, err := prepare(c.Context(), o, "127.0.0.1", say)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
+	if o.churn > 0 {
+		return churnAll(c, o, s, ids, transports, say)
+	}
 	var all []*report
 	for _, t := range transports {
 		m := &measurement{options: o, shore: s, ids: ids, transport: t, say: say}
@@ -138,9 +177,20 @@ func measureAll(c *cobra.Command, o options) (err error) {
 	return writeText(c.OutOrStdout(), all)
 }
 
+// churnAll runs the churn. The nodes have the transports in turn.
+func churnAll(c *cobra.Command, o options, s *shore, ids []*identity, transports []tunnel.Transport, say func(string, ...any)) error {
+	ctx := c.Context()
+	ch, err := startChurn(ctx, s, ids, transports, o.connectRate, say)
+	if err != nil {
+		return err
+	}
+	defer ch.fleet.stop()
+	return ch.soak(ctx, o.churn, c.OutOrStdout())
+}
+
 // prepare makes a broker with a tenant and its nodes. The broker does not run when it returns: what enrolling
 // thousands of nodes leaves in its memory must not count as there before the first session.
-func prepare(ctx context.Context, o options, say func(string, ...any)) (s *shore, ids []*identity, done func() error, err error) {
+func prepare(ctx context.Context, o options, host string, say func(string, ...any)) (s *shore, ids []*identity, done func() error, err error) {
 	// The nodes are many processes in the field: their collector is not to take the broker's share of this machine.
 	debug.SetGCPercent(400)
 	dir := o.dir
@@ -164,7 +214,7 @@ func prepare(ctx context.Context, o options, say func(string, ...any)) (s *shore
 			return nil, nil, nil, err
 		}
 	}
-	if s, err = newShore(dir, binary, "127.0.0.1"); err != nil {
+	if s, err = newShore(dir, binary, host); err != nil {
 		return nil, nil, nil, err
 	}
 	if ids, err = populate(ctx, s, o.agents, say); err != nil {

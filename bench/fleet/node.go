@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/pki"
@@ -31,7 +33,6 @@ type node struct {
 	id        *identity
 	transport tunnel.Transport
 	address   netip.Addr // which it attests, of a site's network
-	past      lineage
 
 	mu   sync.Mutex      // guards the following
 	live *tunnel.Session // the one that the broker has let in; nil: none
@@ -98,13 +99,13 @@ func (n *node) tls() *tls.Config {
 
 func (n *node) hello() wire.Hello {
 	h := wire.Hello{Version: "bench", Node: n.id.Node, Addresses: []netip.Addr{n.address}, KubeletPort: kubeletPort}
-	n.past.next(&h)
+	n.id.past.next(&h)
 	return h
 }
 
 // letIn is called with a session's CA bundle, which the broker sends to those that it has let in.
 func (n *node) letIn(r *runner, s *tunnel.Session, b wire.Bundle) {
-	n.past.accepted()
+	n.id.past.accepted()
 	r.status.Go(func() {
 		_ = s.SendStatus(wire.Status{Trusts: n.id.trusts, CertificateIssuer: b.Issuer, CertificateNotAfter: n.id.cert.Leaf.NotAfter})
 	})
@@ -178,8 +179,12 @@ func reason(err error) string {
 	switch {
 	case errors.As(err, &closed):
 		return "session ended: " + closed.Code.String()
-	case errors.Is(err, context.DeadlineExceeded):
-		return "not made: in time"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "not made: nobody there"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "not made: turned away"
+	case isTimeout(err), strings.Contains(err.Error(), "no answer within"):
+		return "not made: no answer in time"
 	}
-	return "not made"
+	return "not made: other"
 }

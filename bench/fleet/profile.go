@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -60,16 +61,19 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 	if err := m.shore.startAs(ctx, self, "serve-in-process"); err != nil {
 		return err
 	}
+	dir := filepath.Join(m.profile, string(m.transport))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	profiles := "http://" + address + "/debug/pprof/"
+	returning := make(chan error, 1)
+	go func() { returning <- save(ctx, filepath.Join(dir, "cpu-return.pb.gz"), profiles+"profile?seconds=30") }()
 	backCtx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
 	defer cancel()
-	if err := f.await(backCtx, allBack); err != nil {
+	if err := errors.Join(f.await(backCtx, allBack), <-returning); err != nil {
 		return err
 	}
 	if err := sleep(ctx, m.idle); err != nil {
-		return err
-	}
-	dir := filepath.Join(m.profile, string(m.transport))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	m.say("profiles to %s", dir)
@@ -79,7 +83,7 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 		"goroutine.txt":   "goroutine?debug=1",
 		"cpu.pb.gz":       "profile?seconds=60",
 	} {
-		if err := save(ctx, filepath.Join(dir, name), "http://"+address+"/debug/pprof/"+path); err != nil {
+		if err := save(ctx, filepath.Join(dir, name), profiles+path); err != nil {
 			return err
 		}
 	}

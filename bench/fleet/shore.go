@@ -147,7 +147,9 @@ func (s *shore) addTenant(ctx context.Context) error {
 }
 
 // metrics reads the broker's.
-func (s *shore) metrics(ctx context.Context) (samples, error) { return scrape(ctx, s.cfg.HealthAddress) }
+func (s *shore) metrics(ctx context.Context) (samples, error) {
+	return scrape(ctx, s.cfg.HealthAddress)
+}
 
 // buildBroker builds the real broker from the tree that this module is in, as `make build` does.
 func buildBroker(ctx context.Context, to string) error {
