@@ -9,6 +9,7 @@ replace github.com/mooring-edge/mooring => ../
 require (
 	github.com/mooring-edge/mooring v0.0.0-00010101000000-000000000000
 	github.com/spf13/cobra v1.10.2
+	go.uber.org/goleak v1.3.0
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
 	sigs.k8s.io/yaml v1.6.0

@@ -46,7 +46,7 @@ type churn struct {
 }
 
 // startChurn starts the broker, and nodes that are all up when it returns. It begins no churn.
-func startChurn(ctx context.Context, s *shore, ids []*identity, transports []tunnel.Transport, rate float64, say func(string, ...any)) (*churn, error) {
+func startChurn(ctx context.Context, s *shore, ids []*identity, transports []tunnel.Transport, connecting int, say func(string, ...any)) (*churn, error) {
 	if err := s.start(ctx); err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func startChurn(ctx context.Context, s *shore, ids []*identity, transports []tun
 	f := newFleet(s.cfg.Front.PublicEndpoint, ids, transports...)
 	ctx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
 	defer cancel()
-	if err := errors.Join(f.start(ctx, rate), f.await(ctx, allUp)); err != nil {
+	if err := errors.Join(f.start(ctx, connecting), f.await(ctx, allUp)); err != nil {
 		f.stop()
 		return nil, err
 	}
@@ -244,6 +244,11 @@ func (c *churn) level(ctx context.Context) (l level, err error) {
 		}
 	}
 	debug.FreeOSMemory()
+	return c.lowest(ctx)
+}
+
+// lowest is the lowest of some samples.
+func (c *churn) lowest(ctx context.Context) (l level, err error) {
 	for i := range levelSamples {
 		if err := sleep(ctx, time.Second); err != nil {
 			return l, err
@@ -287,19 +292,21 @@ func (c *churn) sample(ctx context.Context) (l level, err error) {
 	return l, nil
 }
 
+// pair is one figure of two levels.
 type pair struct {
-	name string
-	a, b *int64
+	name  string
+	a, b  *int64
+	bytes bool // of memory, not a count
 }
 
 func (l *level) pairs(o *level) []pair {
 	return []pair{
-		{"the broker's goroutines", &l.BrokerGoroutines, &o.BrokerGoroutines},
-		{"the broker's open files", &l.BrokerFiles, &o.BrokerFiles},
-		{"the broker's RSS", &l.BrokerRSS, &o.BrokerRSS},
-		{"the agents' goroutines", &l.AgentsGoroutines, &o.AgentsGoroutines},
-		{"the agents' open files", &l.AgentsFiles, &o.AgentsFiles},
-		{"the agents' RSS", &l.AgentsRSS, &o.AgentsRSS},
+		{"the broker's goroutines", &l.BrokerGoroutines, &o.BrokerGoroutines, false},
+		{"the broker's open files", &l.BrokerFiles, &o.BrokerFiles, false},
+		{"the broker's RSS", &l.BrokerRSS, &o.BrokerRSS, true},
+		{"the agents' goroutines", &l.AgentsGoroutines, &o.AgentsGoroutines, false},
+		{"the agents' open files", &l.AgentsFiles, &o.AgentsFiles, false},
+		{"the agents' RSS", &l.AgentsRSS, &o.AgentsRSS, true},
 	}
 }
 

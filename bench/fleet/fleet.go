@@ -35,13 +35,12 @@ func newFleet(endpoint string, ids []*identity, transports ...tunnel.Transport) 
 	return f
 }
 
-// start switches all nodes on, so many a second; 0 is all at once.
-func (f *fleet) start(ctx context.Context, perSecond float64) error {
-	begin := time.Now()
+// start switches all nodes on, and goes on only as long as fewer than so many of them wait for their session; 0 is all
+// at once.
+func (f *fleet) start(ctx context.Context, connecting int) error {
 	for i, n := range f.nodes {
-		if perSecond > 0 {
-			due := begin.Add(time.Duration(float64(i) / perSecond * float64(time.Second)))
-			if err := sleep(ctx, time.Until(due)); err != nil {
+		if connecting > 0 {
+			if err := f.await(ctx, func(s state) bool { return i-s.up < connecting }); err != nil {
 				return err
 			}
 		}

@@ -29,19 +29,20 @@ func main() {
 
 // options are the flags.
 type options struct {
-	agents      int
-	transport   string
-	idle        time.Duration
-	kill        bool
-	dialRate    float64
-	connectRate float64
-	output      string
-	profile     string
-	broker      string
-	dir         string
-	wan         bool
-	wanFor      time.Duration
-	churn       time.Duration
+	agents     int
+	transport  string
+	idle       time.Duration
+	kill       bool
+	dialRate   float64
+	connecting int
+	output     string
+	profile    string
+	broker     string
+	config     string
+	dir        string
+	wan        bool
+	wanFor     time.Duration
+	churn      time.Duration
 }
 
 func newRoot() *cobra.Command {
@@ -69,10 +70,11 @@ server's dials take. Progress goes to standard error, the table to standard outp
 	fl.DurationVar(&o.idle, "idle", time.Minute, "how long all are left alone; heartbeats are 25 s apart, so less than a minute says little about CPU")
 	fl.BoolVar(&o.kill, "kill", false, "kill the broker with -9 in the end and see all come back")
 	fl.Float64Var(&o.dialRate, "dial-rate", 20, "dials of the API server a second, before the kill and meanwhile")
-	fl.Float64Var(&o.connectRate, "connect-rate", 300, "nodes that are switched on a second; 0 = all at once")
+	fl.IntVar(&o.connecting, "connecting", 100, "how many nodes may wait for their first session at a time; 0 = all")
 	fl.StringVarP(&o.output, "output", "o", "text", "text or json")
 	fl.StringVar(&o.profile, "profile", "", "save heap, goroutine and CPU profiles below this directory; they are of the broker in the harness' binary, all figures of the real one")
 	fl.StringVar(&o.broker, "broker", "", "the broker's binary; default: built from this tree")
+	fl.StringVar(&o.config, "broker-config", "", "a file that is laid over the broker's configuration, to try settings")
 	fl.StringVar(&o.dir, "dir", "", "keep the broker's data and log in this directory; default: a temporary one")
 	fl.BoolVar(&o.wan, "wan", false, "measure the bytes that idle nodes put on the wire instead; needs root")
 	fl.DurationVar(&o.wanFor, "wan-for", 5*time.Minute, "how long --wan counts")
@@ -95,7 +97,7 @@ func newNodes() *cobra.Command {
 	fl.StringVar(&file, "identities", "", "file of the nodes' identities")
 	fl.StringVar(&endpoint, "endpoint", "", "the broker")
 	fl.StringVar(&o.transport, "transport", "tcp", "tcp or quic")
-	fl.Float64Var(&o.connectRate, "connect-rate", 0, "nodes a second")
+	fl.IntVar(&o.connecting, "connecting", 0, "how many nodes may wait for their session at a time; 0 = all")
 	return c
 }
 
@@ -180,7 +182,7 @@ func measureAll(c *cobra.Command, o options) (err error) {
 // churnAll runs the churn. The nodes have the transports in turn.
 func churnAll(c *cobra.Command, o options, s *shore, ids []*identity, transports []tunnel.Transport, say func(string, ...any)) error {
 	ctx := c.Context()
-	ch, err := startChurn(ctx, s, ids, transports, o.connectRate, say)
+	ch, err := startChurn(ctx, s, ids, transports, o.connecting, say)
 	if err != nil {
 		return err
 	}
@@ -214,7 +216,7 @@ func prepare(ctx context.Context, o options, host string, say func(string, ...an
 			return nil, nil, nil, err
 		}
 	}
-	if s, err = newShore(dir, binary, host); err != nil {
+	if s, err = newShore(dir, binary, host, o.config); err != nil {
 		return nil, nil, nil, err
 	}
 	if ids, err = populate(ctx, s, o.agents, say); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,8 @@ const (
 	dialsTime = 30 * time.Second
 	// backTimeout is when nodes that did not come back are given up. The target is a minute.
 	backTimeout = 5 * time.Minute
+	// connectTimeout bounds the first connection of all nodes.
+	connectTimeout = 15 * time.Minute
 )
 
 // measurement is one run over one transport.
@@ -75,6 +78,10 @@ func (m *measurement) size(ctx context.Context) (brokerSize, error) {
 	if err != nil {
 		return brokerSize{}, err
 	}
+	mapped, err := statusBytes(pid, "RssFile")
+	if err != nil {
+		return brokerSize{}, err
+	}
 	files, err := openFiles(pid)
 	if err != nil {
 		return brokerSize{}, err
@@ -84,14 +91,18 @@ func (m *measurement) size(ctx context.Context) (brokerSize, error) {
 		return brokerSize{}, err
 	}
 	return brokerSize{
-		RSS: r, Files: files, HeapInUse: int64(s["go_memstats_heap_inuse_bytes"]), HeapAlloc: int64(s["go_memstats_heap_alloc_bytes"]),
+		RSS: r, Mapped: mapped, Files: files,
+		HeapKept: int64(s["go_memstats_heap_idle_bytes"] - s["go_memstats_heap_released_bytes"]),
+		Runtime: int64(s["go_memstats_mspan_inuse_bytes"] + s["go_memstats_mcache_inuse_bytes"] + s["go_memstats_gc_sys_bytes"] +
+			s["go_memstats_other_sys_bytes"] + s["go_memstats_buck_hash_sys_bytes"]),
+		HeapInUse: int64(s["go_memstats_heap_inuse_bytes"]), HeapAlloc: int64(s["go_memstats_heap_alloc_bytes"]),
 		Stacks: int64(s["go_memstats_stack_inuse_bytes"]), Goroutines: int64(s["go_goroutines"]),
 	}, nil
 }
 
 // connect has all nodes get a session.
 func (m *measurement) connect(ctx context.Context, f *fleet) error {
-	m.say("connecting %d nodes over %s, %g a second", len(f.nodes), m.transport, m.connectRate)
+	m.say("connecting %d nodes over %s", len(f.nodes), m.transport)
 	stop := m.every(5*time.Second, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -100,15 +111,17 @@ func (m *measurement) connect(ctx context.Context, f *fleet) error {
 	defer stop()
 	begin := time.Now()
 	f.mark()
-	if err := f.start(ctx, m.connectRate); err != nil {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("after %s", connectTimeout))
+	defer cancel()
+	if err := f.start(ctx, m.connecting); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
-	defer cancel()
 	if err := f.await(ctx, allUp); err != nil {
 		return err
 	}
-	m.report.Connected = time.Since(begin).Seconds()
+	if m.report.Connected == 0 { // not that of the profiles
+		m.report.Connected = time.Since(begin).Seconds()
+	}
 	return nil
 }
 
@@ -199,13 +212,17 @@ func (m *measurement) killBroker(ctx context.Context, f *fleet, t *trickle) erro
 		m.say("%d of %d back%s", len(f.back), len(f.nodes), counts(f.ends))
 	})
 	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
+	backCtx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
 	defer cancel()
-	if err := f.await(ctx, allBack); err != nil {
-		return err
+	if err := f.await(backCtx, allBack); err != nil {
+		m.say("they are not all back: %v", err) // and the report says how many are
 	}
 	t.phase(nil)
 	back, ends := f.returns()
+	k.Back = len(back)
+	if k.Back < len(f.nodes) {
+		back = append(back, slices.Repeat([]time.Duration{backTimeout}, len(f.nodes)-k.Back)...)
+	}
 	k.P50, k.P99, k.Max = quantile(back, .5).Seconds(), quantile(back, .99).Seconds(), quantile(back, 1).Seconds()
 	k.Ends, k.Dials = ends, meanwhile.latencies()
 	used, err := cpuTime(m.shore.broker.pid())

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -51,26 +50,23 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 		return err
 	}
 	address := net.JoinHostPort("127.0.0.1", ports[0])
-	m.say("all nodes to a broker with pprof")
-	f.mark()
-	if err := m.shore.stop(); err != nil {
-		return err
-	}
-	os.Setenv(pprofEnv, address)
-	defer os.Unsetenv(pprofEnv)
-	if err := m.shore.startAs(ctx, self, "serve-in-process"); err != nil {
-		return err
-	}
 	dir := filepath.Join(m.profile, string(m.transport))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	profiles := "http://" + address + "/debug/pprof/"
-	returning := make(chan error, 1)
-	go func() { returning <- save(ctx, filepath.Join(dir, "cpu-return.pb.gz"), profiles+"profile?seconds=30") }()
-	backCtx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
-	defer cancel()
-	if err := errors.Join(f.await(backCtx, allBack), <-returning); err != nil {
+	os.Setenv(pprofEnv, address)
+	defer os.Unsetenv(pprofEnv)
+
+	m.say("all nodes to a broker with pprof")
+	f.stop()
+	if err := m.shore.stop(); err != nil {
+		return err
+	}
+	if err := m.shore.startAs(ctx, self, "serve-in-process"); err != nil {
+		return err
+	}
+	if err := m.connect(ctx, f); err != nil {
 		return err
 	}
 	if err := sleep(ctx, m.idle); err != nil {
@@ -81,11 +77,19 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 		"heap.pb.gz":      "heap?gc=1",
 		"goroutine.pb.gz": "goroutine",
 		"goroutine.txt":   "goroutine?debug=1",
-		"cpu.pb.gz":       "profile?seconds=60",
+		"cpu-idle.pb.gz":  "profile?seconds=60",
 	} {
 		if err := save(ctx, filepath.Join(dir, name), profiles+path); err != nil {
 			return err
 		}
+	}
+	m.say("kill -9 of this broker, and a profile of what the return of all costs")
+	m.shore.kill()
+	if err := m.shore.startAs(ctx, self, "serve-in-process"); err != nil {
+		return err
+	}
+	if err := save(ctx, filepath.Join(dir, "cpu-return.pb.gz"), profiles+"profile?seconds=30"); err != nil {
+		return err
 	}
 	m.report.Profiles = dir
 	return nil

@@ -39,9 +39,12 @@ type memoryFigures struct {
 // brokerSize is what a broker takes at one moment.
 type brokerSize struct {
 	RSS        int64 `json:"rss"`
+	Mapped     int64 `json:"mapped"` // of RSS, the pages of files: the program and the store
 	HeapInUse  int64 `json:"heapInUse"`
 	HeapAlloc  int64 `json:"heapAlloc"`
+	HeapKept   int64 `json:"heapKept"` // not in use and not given back to the kernel
 	Stacks     int64 `json:"stacks"`
+	Runtime    int64 `json:"runtime"` // the runtime's own, such as its tables of spans
 	Goroutines int64 `json:"goroutines"`
 	Files      int   `json:"files"`
 }
@@ -65,6 +68,7 @@ type dialFigures struct {
 // killFigures count from the kill -9.
 type killFigures struct {
 	Serving float64 `json:"servingSeconds"` // the broker serves again
+	Back    int     `json:"back"`           // nodes that have a session again; the others count as back at the timeout
 	P50     float64 `json:"p50Seconds"`     // a node has a session again
 	P99     float64 `json:"p99Seconds"`
 	Max     float64 `json:"maxSeconds"`
@@ -119,6 +123,9 @@ func writeText(w io.Writer, all []*report) error {
 	row("  goroutine stacks, per session", func(r *report) string {
 		return mb(r.Memory.Idle.Stacks) + ", " + kb(each(r, func(b brokerSize) int64 { return b.Stacks }))
 	})
+	row("  files' pages, heap kept, runtime", func(r *report) string {
+		return mb(r.Memory.Idle.Mapped) + ", " + mb(r.Memory.Idle.HeapKept) + ", " + mb(r.Memory.Idle.Runtime)
+	})
 	row("  goroutines, per session", func(r *report) string {
 		more := r.Memory.Idle.Goroutines - r.Memory.Before.Goroutines
 		return fmt.Sprintf("%d, %.1f", r.Memory.Idle.Goroutines, float64(more)/float64(r.Agents))
@@ -160,7 +167,8 @@ func writeKill(row rowFunc, all []*report) {
 		}
 	}
 	row("after kill -9: broker serves", orNone(func(k *killFigures) string { return seconds(k.Serving) }))
-	row("  nodes back, p50, p99, all", orNone(func(k *killFigures) string {
+	row("  nodes back", orNone(func(k *killFigures) string { return fmt.Sprint(k.Back) }))
+	row("  after, p50, p99, max", orNone(func(k *killFigures) string {
 		return seconds(k.P50) + ", " + seconds(k.P99) + ", " + seconds(k.Max)
 	}))
 	row("  broker's CPU by then", orNone(func(k *killFigures) string { return seconds(k.BrokerCPU) }))

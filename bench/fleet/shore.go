@@ -37,8 +37,9 @@ type shore struct {
 	broker *process // nil: it does not run
 }
 
-// newShore prepares a broker below dir that is reached at host, an IP address of this machine. It starts none.
-func newShore(dir, binary, host string) (*shore, error) {
+// newShore prepares a broker below dir that is reached at host, an IP address of this machine. It starts none. overlay is
+// a file that is laid over the broker's configuration; empty: none.
+func newShore(dir, binary, host, overlay string) (*shore, error) {
 	cfg := config.DefaultBroker()
 	cfg.DataDir = filepath.Join(dir, "data")
 	cfg.AdminSocket = filepath.Join(dir, "broker.sock")
@@ -55,6 +56,15 @@ func newShore(dir, binary, host string) (*shore, error) {
 	// the limits of a source be those of the whole then.
 	cfg.Front.Limits.AcceptRatePerSource = cfg.Front.Limits.AcceptRate
 	cfg.Front.Limits.MaxUnauthenticatedPerSource = cfg.Front.Limits.MaxUnauthenticated
+	if overlay != "" {
+		text, err := os.ReadFile(overlay)
+		if err != nil {
+			return nil, err
+		}
+		if err := yaml.UnmarshalStrict(text, cfg); err != nil {
+			return nil, fmt.Errorf("%s: %w", overlay, err)
+		}
+	}
 	text, err := yaml.Marshal(cfg)
 	if err != nil {
 		return nil, err

@@ -89,7 +89,7 @@ func (l *link) measure(ctx context.Context, o options, s *shore, file string, t 
 	}
 	say("connecting %d nodes over %s, behind the link", o.agents, t)
 	cmd := exec.CommandContext(ctx, "nsenter", "--net=/run/netns/"+l.netns, "--", self, "nodes",
-		"--identities", file, "--endpoint", s.cfg.Front.PublicEndpoint, "--transport", string(t), "--connect-rate", fmt.Sprint(o.connectRate))
+		"--identities", file, "--endpoint", s.cfg.Front.PublicEndpoint, "--transport", string(t), "--connecting", fmt.Sprint(o.connecting))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -159,7 +159,7 @@ func runNodes(ctx context.Context, file, endpoint string, o options, stdin io.Re
 	}
 	f := newFleet(endpoint, ids, transports...)
 	defer f.stop()
-	if err := f.start(ctx, o.connectRate); err != nil {
+	if err := f.start(ctx, o.connecting); err != nil {
 		return err
 	}
 	upCtx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
@@ -186,7 +186,8 @@ func newLink() (*link, error) {
 			return nil, fmt.Errorf("--wan needs %s: install Debian's iproute2 and util-linux", program)
 		}
 	}
-	l := &link{netns: fmt.Sprintf("moor-wan-%d", os.Getpid()), near: fmt.Sprintf("moor%d", os.Getpid()%1_000_000)}
+	// No second hyphen: a namespace moor-ID-NAME is an end-to-end run's, and is removed if there is no run ID.
+	l := &link{netns: fmt.Sprintf("moor-fleet%d", os.Getpid()), near: fmt.Sprintf("moor%d", os.Getpid()%1_000_000)}
 	far := l.near + "n"
 	for _, args := range []string{
 		"netns add " + l.netns,
