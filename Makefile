@@ -9,6 +9,9 @@ LDFLAGS := -s -w -X github.com/mooring-edge/mooring/internal/version.Version=$(V
 # How long each fuzz target runs, and which (a regular expression).
 FUZZTIME ?= 60s
 FUZZ ?= .
+# How many nodes bench-fleet holds, and for how long churn goes on.
+AGENTS ?= 10000
+CHURN ?= 30m
 # Where built Kubernetes binaries are kept; outside the tree, so that a fresh clone finds them.
 export MOORING_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mooring
 export CGO_ENABLED ?= 0
@@ -16,13 +19,13 @@ export CGO_ENABLED ?= 0
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build test unit race e2e lint demo fuzz faults tools deps clean
+.PHONY: help build test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 14
 	@echo
-	@echo 'Variables: FUZZTIME (now $(FUZZTIME)), FUZZ (now $(FUZZ)), VERSION (now $(VERSION)), MOORING_CACHE (now $(MOORING_CACHE)),'
+	@echo 'Variables: FUZZTIME (now $(FUZZTIME)), FUZZ (now $(FUZZ)), AGENTS (now $(AGENTS)), CHURN (now $(CHURN)), VERSION (now $(VERSION)), MOORING_CACHE (now $(MOORING_CACHE)),'
 	@echo '           DEMO_ONCE=1 (end the demo after its last check), MOORING_E2E_KEEP=1 (keep a run'"'"'s directory)'
 
 build: ## Build edge-agent and broker into bin/, stripped and static
@@ -41,22 +44,26 @@ test: deps ## Run every test there is; fails if one had to be skipped
 unit: ## Run the unit and conformance tests (seconds, no root)
 	go test ./...
 
-race: ## Run the unit tests with the race detector
+race: ## Run the unit tests, and a small fleet in churn, with the race detector
 	CGO_ENABLED=1 go test -race -timeout 10m ./...
+	cd bench && CGO_ENABLED=1 go test -race -timeout 10m ./...
 
 e2e: deps tools ## Run the end-to-end tests
 	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 30m .
 
-lint: ## gofmt, go mod tidy, go vet and staticcheck on the product's and the tests' module
+lint: ## gofmt, go mod tidy, go vet and staticcheck on the product's, the tests' and the benches' modules
 	$(call say,gofmt)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted:"; echo "$$bad"; exit 1; fi
 	$(call say,go mod tidy)
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
+	cd bench && go mod tidy -diff
 	$(call say,go vet and staticcheck)
 	go vet ./...
 	go tool staticcheck ./...
-	cd e2e && go vet ./... && go -C .. build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck && ../bin/staticcheck ./...
+	go build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	cd e2e && go vet ./... && ../bin/staticcheck ./...
+	cd bench && go vet ./... && ../bin/staticcheck ./...
 
 fuzz: ## Run each fuzz target that matches FUZZ for FUZZTIME
 	@for pkg in $$(go list ./...); do \
@@ -69,6 +76,12 @@ fuzz: ## Run each fuzz target that matches FUZZ for FUZZTIME
 faults: ## List the tests of each fault and attack that the product must stand, by number
 	@git grep -hoE '(func |")(Test|Fuzz)?Fault[0-9]{2}[A-Za-z0-9]*' -- '*_test.go' | sed -E 's/^(func |")//' | \
 		sed -E 's/^((Test|Fuzz)?Fault([0-9]{2}).*)/\3  \1/' | sort -u
+
+bench-fleet: ## What AGENTS idle nodes cost a broker, over each transport, and their return after kill -9 (15 minutes)
+	cd bench && go run ./fleet --agents $(AGENTS) --kill
+
+churn: ## Have 500 nodes come and go for CHURN; fails if goroutines, open files or memory rise after minute 5
+	cd bench && go run ./fleet --agents 500 --churn $(CHURN)
 
 tools: ## Build the real Kubernetes and etcd for the end-to-end tests, once
 	@cd e2e && go run ./cmd/tools >/dev/null
