@@ -43,7 +43,6 @@ type node struct {
 type runner struct {
 	client *tunnel.Client
 	cancel context.CancelFunc
-	once   bool          // it ends with its session
 	done   chan struct{} // closed once all of it has ended
 	status sync.WaitGroup
 }
