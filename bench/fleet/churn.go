@@ -55,6 +55,7 @@ func startChurn(ctx context.Context, s *shore, ids []*identity, transports []tun
 		return nil, err
 	}
 	f := newFleet(s.cfg.Front.PublicEndpoint, ids, transports...)
+	f.heartbeat, f.silence = s.cfg.Tunnel.HeartbeatInterval.Duration, s.cfg.Tunnel.HeartbeatTimeout.Duration
 	ctx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
 	defer cancel()
 	if err := errors.Join(f.start(ctx, connecting), f.await(ctx, allUp)); err != nil {

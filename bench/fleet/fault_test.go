@@ -25,7 +25,7 @@ const slack = 10
 func TestFault45SoakWithChurn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	o := options{agents: 50}
+	o := options{agents: 50, churn: time.Second}
 	s, ids, done, err := prepare(ctx, o, "127.0.0.1", t.Logf)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 type fleet struct {
 	endpoint string
 	nodes    []*node
+	// heartbeat and silence are the nodes' HeartbeatInterval and HeartbeatTimeout; 0: the tunnel's defaults.
+	heartbeat, silence time.Duration
 
 	mu      sync.Mutex     // guards the following
 	up      int            // nodes with a session that the broker has let in

@@ -216,7 +216,7 @@ func prepare(ctx context.Context, o options, host string, say func(string, ...an
 			return nil, nil, nil, err
 		}
 	}
-	if s, err = newShore(dir, binary, host, o.config); err != nil {
+	if s, err = newShore(dir, binary, host, o.config, o.churn > 0); err != nil {
 		return nil, nil, nil, err
 	}
 	if ids, err = populate(ctx, s, o.agents, say); err != nil {

@@ -54,7 +54,7 @@ func (n *node) start() *runner {
 	dialer := &tunnel.Dialer{
 		Endpoint: n.fleet.endpoint, Transport: n.transport, TLS: n.tls(),
 		Config: tunnel.Config{
-			Hello: n.hello, Handler: echo,
+			Hello: n.hello, Handler: echo, HeartbeatInterval: n.fleet.heartbeat, HeartbeatTimeout: n.fleet.silence,
 			OnBundle: func(s *tunnel.Session, b wire.Bundle) { n.letIn(r, s, b) },
 		},
 	}

@@ -38,8 +38,8 @@ type shore struct {
 }
 
 // newShore prepares a broker below dir that is reached at host, an IP address of this machine. It starts none. overlay is
-// a file that is laid over the broker's configuration; empty: none.
-func newShore(dir, binary, host, overlay string) (*shore, error) {
+// a file that is laid over the broker's configuration; empty: none. quick has dead sessions found within seconds: churn makes many.
+func newShore(dir, binary, host, overlay string, quick bool) (*shore, error) {
 	cfg := config.DefaultBroker()
 	cfg.DataDir = filepath.Join(dir, "data")
 	cfg.AdminSocket = filepath.Join(dir, "broker.sock")
@@ -56,6 +56,9 @@ func newShore(dir, binary, host, overlay string) (*shore, error) {
 	// the limits of a source be those of the whole then.
 	cfg.Front.Limits.AcceptRatePerSource = cfg.Front.Limits.AcceptRate
 	cfg.Front.Limits.MaxUnauthenticatedPerSource = cfg.Front.Limits.MaxUnauthenticated
+	if quick {
+		cfg.Tunnel.HeartbeatInterval.Duration, cfg.Tunnel.HeartbeatTimeout.Duration = 2*time.Second, 6*time.Second
+	}
 	if overlay != "" {
 		text, err := os.ReadFile(overlay)
 		if err != nil {

@@ -220,8 +220,12 @@ func (b *broker) watchNodes(ctx context.Context, g *errgroup.Group, st *store.St
 		b.health.Set(condClones, health.False, "Quarantined", sample(clones))
 	}
 	g.Go(func() error {
-		return enroll.WatchLineages(ctx, st, show, func(tenant, node string, lines []enroll.Line) {
-			recheck(tenant, node)
+		return enroll.WatchLineages(ctx, st, show, func(tenant, node string, tip enroll.Line, lines []enroll.Line) {
+			// Of most changes the cause is the admission of the session that is here: of ten thousand that come back at once,
+			// each would be looked up once more for it.
+			if len(lines) > 0 || !b.board.Is(tenant, node, tip.Instance, tip.Generation) {
+				recheck(tenant, node)
+			}
 			key := tenant + "/" + node
 			before := clones[key]
 			delete(clones, key)

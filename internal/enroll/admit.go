@@ -126,11 +126,15 @@ func (n *Nodes) Resolve(ctx context.Context, tenant, node, keep string) (kept Li
 }
 
 // WatchLineages calls fn for each node whose sessions are remembered, then synced, and then for each that changes or
-// is forgotten, with the boxes in quarantine; one call at a time, until ctx ends.
-func WatchLineages(ctx context.Context, w Watcher, synced func(), fn func(tenant, node string, quarantined []Line)) error {
+// is forgotten, with the session that was accepted last and the boxes in quarantine; one call at a time, until ctx ends.
+func WatchLineages(ctx context.Context, w Watcher, synced func(), fn func(tenant, node string, tip Line, quarantined []Line)) error {
 	return w.WatchSynced(ctx, lineagePrefix, synced, func(ev store.Event) {
 		if tenant, node, ok := strings.Cut(strings.TrimPrefix(ev.Key, lineagePrefix), "/"); ok {
-			fn(tenant, node, linesOf(ev.Value))
+			var rec lineageRecord
+			if json.Unmarshal(ev.Value, &rec) != nil {
+				rec = lineageRecord{}
+			}
+			fn(tenant, node, rec.Tip, rec.Lines)
 		}
 	})
 }

@@ -289,6 +289,16 @@ func (b *Board) CutTenant(tenant string, code wire.Code, message string) {
 // Live tells whether a node has a session, or one that ends with its streams.
 func (b *Board) Live(tenant, node string) bool { return len(b.all(place{tenant, node})) > 0 }
 
+// Is tells whether the session that a node is asked by said this instance and generation in its hello.
+func (b *Board) Is(tenant, node, instance string, generation uint64) bool {
+	s := b.session(tenant, node)
+	if s == nil {
+		return false
+	}
+	h := s.PeerHello()
+	return h.Instance != "" && h.Instance == instance && h.Generation == generation
+}
+
 // every is all sessions of a tenant's nodes, or of all tenants' if that is empty.
 func (b *Board) every(tenant string) []*tunnel.Session {
 	b.mu.RLock()
