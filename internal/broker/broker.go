@@ -49,6 +49,7 @@ const (
 // Run runs a broker until ctx ends, which is no error. It returns when everything that it started has
 // ended.
 func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
+	boundGarbage()
 	log.Info("broker starting", "version", version.Get().String(), "dataDir", cfg.DataDir)
 	st, err := store.Open(ctx, store.Config{Dir: cfg.DataDir, Logger: log})
 	if err != nil {

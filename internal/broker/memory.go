@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -15,6 +16,17 @@ const (
 	// trimRounds is how many collections it takes until stacks that a handshake has grown are small again: each halves them once.
 	trimRounds = 3
 )
+
+// gcPercent is how much garbage is let grow beside what is in use, in percent, where GOGC does not say otherwise: with ten thousand
+// sessions most of the heap is theirs and lives for days, and what a return of all allocates should not lie between it.
+const gcPercent = 50
+
+// boundGarbage sets the collector's pace, unless the environment does.
+func boundGarbage() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}
 
 // trim gives memory back to the system: what the handshakes of a returning fleet took, once it is back, and what heartbeats leave
 // behind. The collector by itself lets garbage grow to as much as is in use, and takes its time for that where little is
