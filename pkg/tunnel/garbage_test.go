@@ -93,6 +93,8 @@ func wantGoodbye(t *testing.T, st muxStream, code wire.Code) {
 	}
 }
 
+// TestFault37GarbageAtTheBeginning: whoever begins with something else is told so, with a code, and closed. Mechanism: greet's checks.
+// Seen failing without that of the first stream's kind.
 func TestFault37GarbageAtTheBeginning(t *testing.T) {
 	control := preamble(wire.KindControl, "")
 	for name, tc := range map[string]struct {
@@ -132,6 +134,8 @@ func TestFault37GarbageAtTheBeginning(t *testing.T) {
 	}
 }
 
+// TestFault37GarbageInASession: an authenticated node that sends garbage has its session closed with a code. Mechanism: wire's
+// ErrMalformed ends the session (Session.serve, readControl). Seen failing with serve only resetting the stream.
 func TestFault37GarbageInASession(t *testing.T) {
 	for name, tc := range map[string]struct {
 		control []byte // sent behind the hello
@@ -254,7 +258,8 @@ func TestStreamWithoutPreamble(t *testing.T) {
 	})
 }
 
-// TestFault37Flood: an agent that opens streams without end is cut off before they weigh.
+// TestFault37Flood: an agent that opens streams without end is cut off before they weigh. Mechanism: the bound of live streams in
+// yamuxMux.accept. Seen failing without it: the flood never ends.
 func TestFault37Flood(t *testing.T) {
 	b := startBroker(t, AcceptorConfig{Config: Config{MaxStreams: 10, MaxPending: 10}})
 	l := rawLink(t, b.addr, TransportTCP)
