@@ -211,7 +211,7 @@ func (s *Session) start(c *control, accept bool) {
 	if accept {
 		s.loops.Go(s.acceptLoop)
 	}
-	s.beat.start(s.pulse.period(), s.heartbeat)
+	s.beat.start(s.heartbeat)
 }
 
 // send queues an encoded frame and returns once it was written, or stop or the session ended.

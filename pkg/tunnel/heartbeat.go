@@ -61,9 +61,24 @@ func (p *pulse) init(c Config, l *link, now time.Time) {
 	p.lastHeard.Store(now.UnixNano())
 }
 
-// period is how often tick wants to be called.
+// period is how often tick wants to be called while there is something to find out.
 func (p *pulse) period() time.Duration {
 	return max(min(p.interval/2, p.timeout/4, p.probeTimeout/2), time.Millisecond)
+}
+
+// next is how long tick need not be called. busy: streams are open, so something may be sent. Of a session that is quite idle
+// it is enough to notice its silence and to ping in time: ten thousand of them are what a broker has.
+func (p *pulse) next(now time.Time, busy bool) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if busy || !p.waitingAt.IsZero() || !p.probeAt.IsZero() {
+		return p.period()
+	}
+	due := p.heardAt.Add(p.timeout)
+	if !p.nextPing.IsZero() && p.nextPing.Before(due) {
+		due = p.nextPing
+	}
+	return max(min(p.interval/2, p.timeout/4, due.Sub(now)), p.period()/2, time.Millisecond)
 }
 
 // tick takes note of the counters. It returns the ping to send, if any, and
@@ -163,36 +178,53 @@ func (p *pulse) pinged(ping wire.Ping) {
 	}
 }
 
-// heartbeat keeps the session alive, or finds out that it is not. It is called once in a while, and does not wait.
-func (s *Session) heartbeat() {
-	ping, dead := s.pulse.tick(time.Now(), s.activity())
+// heartbeat keeps the session alive, or finds out that it is not. It returns when it is to be called again, and does not wait.
+func (s *Session) heartbeat() time.Duration {
+	now := time.Now()
+	ping, dead := s.pulse.tick(now, s.activity())
 	if dead != "" {
 		s.terminate(&ClosedError{Code: wire.HeartbeatLost, Message: dead}, 0)
-		return
+		return s.pulse.period()
 	}
 	s.sendPing(ping)
+	return s.pulse.next(now, s.in.streams.n.Load() > 0 || s.out.streams.n.Load() > 0)
 }
+
+// watch has the heartbeat look soon: an idle session has begun to do something.
+func (s *Session) watch() { s.beat.within(s.pulse.period()) }
 
 // metronome calls a function from time to time. It has no goroutine in between.
 type metronome struct {
 	mu    sync.Mutex // held through each call; guards the following
 	timer *time.Timer
+	due   time.Time
 	over  bool
 }
 
-// start calls f now and after each period, until stop.
-func (m *metronome) start(period time.Duration, f func()) {
+// start calls f now, and again after what it returns, until stop.
+func (m *metronome) start(f func() time.Duration) {
 	tick := func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if !m.over {
-			f()
-			m.timer.Reset(period)
+			d := f()
+			m.due = time.Now().Add(d)
+			m.timer.Reset(d)
 		}
 	}
 	m.mu.Lock()
 	m.timer = time.AfterFunc(0, tick) // which waits
 	m.mu.Unlock()
+}
+
+// within has f called in d at the latest.
+func (m *metronome) within(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if due := time.Now().Add(d); !m.over && m.timer != nil && due.Before(m.due) {
+		m.due = due
+		m.timer.Reset(d)
+	}
 }
 
 // stop returns when f does not run and is not called any more.
@@ -216,6 +248,7 @@ func (s *Session) activity() activity {
 // probe is called when the other side should have answered something and did not.
 func (s *Session) probe() {
 	s.sendPing(s.pulse.suspect(time.Now(), s.activity()))
+	s.watch()
 }
 
 // sendPing queues a ping. A full queue is no harm: what fills it is not getting out either.

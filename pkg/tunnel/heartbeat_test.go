@@ -211,3 +211,41 @@ func TestProbeOfADeadPeer(t *testing.T) {
 		}
 	})
 }
+
+// TestPulseNext: an idle session is looked at when something is due, one that is busy or waits for an answer all the time.
+// Seen failing with next always the period, which is five times the timers of a broker full of idle sessions.
+func TestPulseNext(t *testing.T) {
+	start := time.Unix(1000, 0)
+	at := func(s float64) time.Time { return start.Add(time.Duration(s * float64(time.Second))) }
+	const period = 2500 * time.Millisecond
+	for _, dialled := range []bool{true, false} {
+		p := &pulse{}
+		p.init(Config{}.populate(), &link{dialled: dialled, acked: true}, start)
+		if ping, _ := p.tick(start, activity{}); ping == nil {
+			t.Fatal("no ping at the start")
+		}
+		if d := p.next(start, false); d != period {
+			t.Errorf("dialled %t: looks again after %s while a ping is out", dialled, d)
+		}
+		p.tick(at(1), activity{heard: 1})
+		if _, ok := p.ponged(wire.Ping{ID: 1}, at(1)); !ok {
+			t.Fatal("the pong was not taken")
+		}
+		if d := p.next(at(1), true); d != period {
+			t.Errorf("dialled %t: looks again after %s while streams are open", dialled, d)
+		}
+		if d := p.next(at(1), false); d != 12500*time.Millisecond {
+			t.Errorf("dialled %t: looks again after %s when idle", dialled, d)
+		}
+		want := 12500 * time.Millisecond // and a dead one is found out when it is
+		if dialled {
+			want = 5 * time.Second // the next ping
+		}
+		if d := p.next(at(20), false); d != want {
+			t.Errorf("dialled %t: looks again after %s, 20 s on", dialled, d)
+		}
+		if d := p.next(at(58), false); !dialled && d != 3*time.Second {
+			t.Errorf("looks again after %s, 3 s before the silence is too long", d)
+		}
+	}
+}

@@ -100,6 +100,9 @@ func (s *Session) serve(raw muxStream) {
 		s.refuse(raw, wire.Overloaded, fmt.Sprintf("%d streams are open", s.cfg.MaxStreams))
 		return
 	}
+	if s.in.streams.n.Load() == 1 {
+		s.watch()
+	}
 	_ = raw.SetReadDeadline(time.Now().Add(s.cfg.HandshakeTimeout))
 	pre, err := wire.ReadPreamble(raw)
 	_ = raw.SetReadDeadline(time.Time{})

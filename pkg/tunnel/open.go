@@ -52,6 +52,9 @@ func (s *Session) open(ctx context.Context, kind wire.Kind, target string) (*Str
 	if !s.out.streams.acquire() {
 		return nil, &RefusedError{Code: wire.Overloaded, Message: fmt.Sprintf("%d streams are open", s.cfg.MaxStreams)}
 	}
+	if s.out.streams.n.Load() == 1 {
+		s.watch()
+	}
 	raw, err := s.negotiate(ctx, pre)
 	if err != nil {
 		s.out.streams.release()

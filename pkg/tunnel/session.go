@@ -73,7 +73,7 @@ type Stats struct {
 	BytesIn     uint64        // read from streams
 	BytesOut    uint64        // written to streams
 	Since       time.Time     // when the session began
-	LastHeard   time.Time     // when something last arrived, to within a few seconds
+	LastHeard   time.Time     // when something last arrived, as it was last looked: a few seconds ago, half a heartbeat where the session is idle
 }
 
 // newSession makes a session of l; start gets it going.
