@@ -164,8 +164,3 @@ func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
 		}
 	}
 }
-
-func (b *Board) has(tenant, node string) bool {
-	_, ok := b.Session(tenant, node)
-	return ok
-}
