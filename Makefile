@@ -78,7 +78,7 @@ faults: ## List the tests of each fault and attack that the product must stand, 
 		sed -E 's/^((Test|Fuzz)?Fault([0-9]{2}).*)/\3  \1/' | sort -u
 
 bench-fleet: ## What AGENTS idle nodes cost a broker, over each transport, and their return after kill -9 (15 minutes)
-	cd bench && go run ./fleet --agents $(AGENTS) --kill
+	cd bench && go run ./fleet --agents $(AGENTS) --idle 150s --kill
 
 churn: ## Have 500 nodes come and go for CHURN; fails if goroutines, open files or memory rise after minute 5
 	cd bench && go run ./fleet --agents 500 --churn $(CHURN)
