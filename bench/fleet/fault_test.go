@@ -20,8 +20,9 @@ func TestMain(m *testing.M) {
 // goroutine or descriptor left behind by each kind of them shows.
 const slack = 10
 
-// Nodes come and go for a while, in every way that there is, with bytes going through; then both processes hold what
-// they held before. It is the small sister of `make churn`.
+// TestFault45SoakWithChurn: nodes come and go for a while, in every way that there is, with bytes going through; then both
+// processes hold what they held before. It is the small sister of `make churn`. Mechanism: whatever ends takes all with it, above
+// all Session.teardown. Seen failing with that leaving the connections of lost heartbeats open: 21 files and 42 goroutines more.
 func TestFault45SoakWithChurn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
