@@ -104,6 +104,9 @@ func serverConfig(c Config, log *slog.Logger, guard *guard) *embed.Config {
 	cfg.TickMs, cfg.ElectionMs = tickMs, electionMs
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, compaction
 	cfg.QuotaBackendBytes = c.quota
+	// Entries of the log that are kept in memory for followers which lag behind: there are none. The default of 5000
+	// is 6 to 12 MB.
+	cfg.SnapshotCatchUpEntries = 100
 	cfg.BootstrapDefragThresholdMegabytes = defragMiB
 	cfg.MaxTxnOps = maxTxnOps
 	return cfg
