@@ -65,11 +65,11 @@ func (s *suite) brokerRestarted(t *testing.T) {
 	running := make(chan result, len(s.nodes))
 	for _, n := range s.nodes {
 		go func() {
-			out, err := s.exec(s.ctx, n, "echo begun; sleep 4; cat /site")
+			out, err := s.exec(s.ctx, n, "echo begun; touch /begun; sleep 6; cat /site; rm /begun")
 			running <- result{n, out, err}
 		}()
 		s.wait(t, "the command on "+n.String()+" to run", time.Minute, func(ctx context.Context) error {
-			_, err := s.exec(ctx, n, "pgrep -f 'sleep 4'")
+			_, err := s.exec(ctx, n, "ls /begun")
 			return err
 		})
 	}
