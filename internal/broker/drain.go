@@ -24,7 +24,7 @@ func (b *broker) enter(source net.Addr) (leave func(), err error) {
 // could still end by itself, or drain.grace is over. Meanwhile nobody new is let in, and /readyz says so. A node that has
 // not moved is asked here: until drain.spread is over, or, where there is no other broker, to the end.
 //
-// Only what API servers have open counts (logs, exec, port-forward, and what they keep open to use it again): the
+// Only what API servers have open counts (logs, exec, port-forward): the
 // connections of nodes to their API servers are kept open for good by their clients, and made anew as a matter of course.
 func (b *broker) drain(ctx context.Context) {
 	grace, spread := b.cfg.Drain.Grace.Duration, b.cfg.Drain.Spread.Duration
