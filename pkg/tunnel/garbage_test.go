@@ -225,7 +225,7 @@ func TestControlStreamIsClosed(t *testing.T) {
 func TestStreamWithoutPreamble(t *testing.T) {
 	t.Parallel() // it mostly waits
 	eachTransport(t, func(t *testing.T, tr Transport) {
-		b := startBroker(t, AcceptorConfig{Config: Config{HandshakeTimeout: 200 * time.Millisecond}})
+		b := startBroker(t, AcceptorConfig{Config: Config{HandshakeTimeout: 2 * time.Second}})
 		l := rawLink(t, b.addr, tr)
 		ctl := rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))
 		if m, ok := l.mux.(*yamuxMux); ok { // a reset is a frame: somebody has to read it
