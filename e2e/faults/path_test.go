@@ -20,7 +20,7 @@ table inet noudp {
 )
 
 // TestFault01UDPBlockedNS: the router drops UDP, and later does not any more. Mechanism: transport auto dials TCP beside
-// QUIC, after the head start; on TCP it probes QUIC, which takes over. Seen failing with transport quic, and with a ProbeMin of an hour.
+// QUIC, after the head start; on TCP it probes QUIC, which takes over. Seen failing with transport quic (the first half; the second is seen failing in pkg/tunnel).
 func TestFault01UDPBlockedNS(t *testing.T) {
 	t.Parallel()
 	w := network(t, relay.Settings{})

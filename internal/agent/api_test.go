@@ -14,8 +14,8 @@ import (
 )
 
 // TestAPIConnectionsMove: a client that keeps its connection to the API server open for good comes to the new session, and
-// not while it asks something. Mechanism: apiEndpoint.move. Seen failing without it (the old session never ends), and with
-// a moveIdle of 0 (a request is cut).
+// not while it asks something. Mechanism: apiEndpoint.move. Seen failing without it (the old session never ends), and without
+// its wait for a pause (a request is cut).
 func TestAPIConnectionsMove(t *testing.T) {
 	s := newShore(t)
 	cfg := s.node()

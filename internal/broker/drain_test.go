@@ -57,7 +57,7 @@ func wantEcho(t *testing.T, c io.ReadWriter, words string) {
 
 // TestHandover: a session that the node hands over from opens no more streams, and keeps those that it has, at the same broker
 // and at another. At most one is kept, and what bars a node cuts it too. Mechanism: Hello.Handover (Board.put,
-// lineageRecord.current). Seen failing with each of the two taken out, and with a Cut and a Recheck of the newest session alone.
+// lineageRecord.current). Seen failing with each of the two taken out, and with a Recheck of the newest session alone.
 func TestHandover(t *testing.T) {
 	pair := startPair(t)
 	pair[0].addTenant(t, "acme")
