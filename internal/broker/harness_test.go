@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -32,6 +33,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(noiseEnv) != "" {
+		os.Exit(makeNoise())
+	}
 	goleak.VerifyTestMain(m,
 		// klog's flush daemon is started by the import of client-go and has no end.
 		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))

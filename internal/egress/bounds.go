@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
@@ -18,6 +19,7 @@ import (
 type guests struct {
 	net.Listener
 	enter func(net.Addr) (func(), error)
+	turns *strangers.Turns
 }
 
 func (l guests) Accept() (net.Conn, error) {
@@ -31,19 +33,41 @@ func (l guests) Accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		return &guest{Conn: c, leave: leave}, nil
+		return &guest{Conn: c, leave: leave, turn: l.turns.Join(c.RemoteAddr())}, nil
 	}
 }
 
-// guest is a connection whose peer nobody knows yet.
+// guest is a connection whose peer nobody knows yet. What is computed for it, a handshake first of all, is by turns with
+// the others of its source: from when something was read to when more is wanted, or an answer written.
 type guest struct {
 	net.Conn
 	leave func()
+	turn  *strangers.Turn
+}
+
+func (c *guest) Read(p []byte) (int, error) {
+	c.turn.Give()
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.turn.Take()
+	}
+	return n, err
+}
+
+func (c *guest) Write(p []byte) (int, error) {
+	c.turn.Give()
+	return c.Conn.Write(p)
 }
 
 func (c *guest) Close() error {
-	c.leave()
+	c.known()
 	return c.Conn.Close()
+}
+
+// known says that nothing needs to be bounded any more.
+func (c *guest) known() {
+	c.turn.Leave()
+	c.leave()
 }
 
 // NetConn lets the splice reach the TCP connection below, to reset it.
@@ -64,7 +88,7 @@ func withGuest(ctx context.Context, c net.Conn) context.Context {
 // admitted says that the peer of a request's connection is known.
 func admitted(ctx context.Context) {
 	if g, ok := ctx.Value(guestKey{}).(*guest); ok {
-		g.leave()
+		g.known()
 	}
 }
 

@@ -2,11 +2,14 @@ package egress
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -101,5 +104,43 @@ func TestCutAtTheNodeIsAResetForTheAPIServer(t *testing.T) {
 	far.Close()
 	if n, err := r.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read %d, %v; want a reset", n, err)
+	}
+}
+
+// TestHandshakesAreByTurns: those who come from one source wait for each other, and not those of another source for
+// them. Seen failing with a thousand turns for each source.
+func TestHandshakesAreByTurns(t *testing.T) {
+	most := max(1, runtime.GOMAXPROCS(0)/2)
+	var inside, seen atomic.Int64
+	first, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	f := startWith(t, func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("nobody there") }, func(c *Config) {
+		get := c.TLS.GetCertificate
+		c.TLS.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if strings.HasPrefix(hello.Conn.RemoteAddr().String(), "127.0.0.2:") {
+				if n := inside.Add(1); n > seen.Load() {
+					seen.Store(n)
+				}
+				once.Do(func() { close(first) })
+				<-release
+				inside.Add(-1)
+			}
+			return get(hello)
+		}
+	})
+	var waiting sync.WaitGroup
+	for range most + 10 {
+		waiting.Go(func() { f.connectFrom(t, "127.0.0.2", "acme", "edge-1:10250") })
+	}
+	<-first
+	for range 50 { // while others would have come in
+		if _, _, resp := f.connectFrom(t, "127.0.0.3", "globex", "edge-1:10250"); !strings.Contains(resp.Status, "nobody there") {
+			t.Errorf("another source's dial: %s", resp.Status)
+		}
+	}
+	close(release)
+	waiting.Wait()
+	if n := seen.Load(); n > int64(most) {
+		t.Errorf("%d of one source's handshakes at a time, want %d at most", n, most)
 	}
 }

@@ -91,6 +91,12 @@ func startWith(t *testing.T, dial dialerFunc, set func(*Config), made ...func(*S
 // connect opens a connection as a tenant's API server does: TLS without ALPN, then CONNECT.
 func (f *fixture) connect(t *testing.T, tenant, target string) (net.Conn, *bufio.Reader, *http.Response) {
 	t.Helper()
+	return f.connectFrom(t, "127.0.0.1", tenant, target)
+}
+
+// connectFrom is connect with a source address.
+func (f *fixture) connectFrom(t *testing.T, source, tenant, target string) (net.Conn, *bufio.Reader, *http.Response) {
+	t.Helper()
 	certPEM, keyPEM, err := f.ca.IssueAPIServer(tenant, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +105,7 @@ func (f *fixture) connect(t *testing.T, tenant, target string) (net.Conn, *bufio
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn := f.tls(t, pair)
+	conn := f.tlsFrom(t, source, pair)
 	fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", target)
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
@@ -111,7 +117,12 @@ func (f *fixture) connect(t *testing.T, tenant, target string) (net.Conn, *bufio
 
 func (f *fixture) tls(t *testing.T, certs ...tls.Certificate) *tls.Conn {
 	t.Helper()
-	conn, err := tls.Dial("tcp", f.addr, &tls.Config{RootCAs: f.ca.Pool(), Certificates: certs})
+	return f.tlsFrom(t, "127.0.0.1", certs...)
+}
+
+func (f *fixture) tlsFrom(t *testing.T, source string, certs ...tls.Certificate) *tls.Conn {
+	t.Helper()
+	conn, err := tls.DialWithDialer(&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}, "tcp", f.addr, &tls.Config{RootCAs: f.ca.Pool(), Certificates: certs})
 	if err != nil {
 		t.Fatal(err)
 	}
