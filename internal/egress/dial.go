@@ -25,9 +25,15 @@ type way struct {
 	node, transport string        // empty until then
 }
 
-// found is called by the switchboard, if it finds a node.
+// errAsksAnother ends the span of an attempt at a node that did not take the dial.
+var errAsksAnother = errors.New("the node did not take it, another is asked")
+
+// found is called by the switchboard for each node that it is about to ask.
 func (d *way) found(ctx context.Context, node string, transport tunnel.Transport) context.Context {
 	d.node, d.transport = node, string(transport)
+	if d.open != nil {
+		d.open.End(errAsksAnother)
+	}
 	d.open = d.span.Child("tunnel open")
 	d.open.Set("mooring.node", d.node)
 	d.open.Set("mooring.transport", d.transport)

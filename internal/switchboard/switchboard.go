@@ -3,16 +3,15 @@
 //
 // A tenant's addresses are looked up among that tenant's sessions only, so nothing of another
 // tenant's can be reached or told apart from what does not exist. It issues and verifies no
-// identities: who attaches a session has done so.
+// identities: who attaches a session has done so. What there is in a tenant's cluster beside
+// its nodes it is told by whoever asks the API server (SetNode and its like).
 package switchboard
 
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -41,6 +40,9 @@ type Board struct {
 	sessions map[string]map[string]*tunnel.Session
 	// former are the sessions that another took over from and whose streams go on. Each node has one at most.
 	former map[place]*tunnel.Session
+	// addresses are the names of a tenant's nodes by the addresses that their sessions attest.
+	addresses map[string]map[netip.Addr]map[string]bool
+	clusters  map[string]*cluster // by tenant
 	// still is what Enter was given for each of these.
 	still map[*tunnel.Session]func() (wire.Code, error)
 	gone  chan struct{} // closed, and made anew, with each session that is removed
@@ -56,6 +58,7 @@ func New(cfg Config) *Board {
 	}
 	b := &Board{
 		log: cfg.Logger, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{},
+		addresses: map[string]map[netip.Addr]map[string]bool{}, clusters: map[string]*cluster{},
 		still: map[*tunnel.Session]func() (wire.Code, error){}, gone: make(chan struct{}),
 	}
 	if cfg.Registerer != nil {
@@ -150,7 +153,9 @@ func (b *Board) put(s *tunnel.Session, p place, still func() (wire.Code, error))
 		b.sessions[p.tenant] = nodes
 	}
 	old = nodes[p.node]
+	b.unlist(old, p)
 	nodes[p.node] = s
+	b.list(s, p)
 	if old == nil || !s.PeerHello().Handover {
 		return old, old
 	}
@@ -171,94 +176,11 @@ func (b *Board) remove(s *tunnel.Session, p place) {
 	if b.sessions[p.tenant][p.node] != s {
 		return
 	}
+	b.unlist(s, p)
 	delete(b.sessions[p.tenant], p.node)
 	if len(b.sessions[p.tenant]) == 0 {
 		delete(b.sessions, p.tenant)
 	}
-}
-
-// Dial connects to an address as the tenant's API server knows it: "node-name:port" or "ip:port".
-// What is refused, here or by the node, is a *tunnel.RefusedError.
-func (b *Board) Dial(ctx context.Context, tenant, addr string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil || host == "" || port == "" {
-		return nil, refusal(wire.BadRequest, "not an address to dial: %.80q (want host:port)", addr)
-	}
-	node, s, err := b.find(tenant, host)
-	if err != nil {
-		return nil, err
-	}
-	if found, ok := ctx.Value(foundKey{}).(Found); ok {
-		ctx = found(ctx, node, s.Transport())
-	}
-	stream, err := s.Open(ctx, wire.KindDial, addr)
-	if err != nil {
-		return nil, err
-	}
-	return stream, nil
-}
-
-// Found is told of each dial that a node was found for, before that is asked. The dial goes on with the context that
-// it returns.
-type Found func(ctx context.Context, node string, transport tunnel.Transport) context.Context
-
-type foundKey struct{}
-
-// OnFound has Dial call f, once at most, in the goroutine of its caller.
-func OnFound(ctx context.Context, f Found) context.Context {
-	return context.WithValue(ctx, foundKey{}, f)
-}
-
-// find is the node of a tenant that an address belongs to, and its session.
-func (b *Board) find(tenant, host string) (string, *tunnel.Session, error) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return among(b.sessions[tenant], host)
-}
-
-// among finds a session by node name, or by an IP that exactly one of the nodes has. It is given one tenant's nodes and
-// nothing else, so neither its answer nor the way to it depends on what another tenant has.
-func among(nodes map[string]*tunnel.Session, host string) (string, *tunnel.Session, error) {
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		name := strings.ToLower(host)
-		if s := nodes[name]; s != nil {
-			return name, s, nil
-		}
-		return "", nil, notFound(host)
-	}
-	var having []string
-	for name, s := range nodes {
-		if slices.Contains(s.PeerHello().Addresses, ip.Unmap()) {
-			having = append(having, name)
-		}
-	}
-	switch len(having) {
-	case 0:
-		return "", nil, notFound(host)
-	case 1:
-		return having[0], nodes[having[0]], nil
-	}
-	slices.Sort(having)
-	return "", nil, refusal(wire.BadRequest, "%d nodes have the address %s (%s): start the API server with "+
-		"--kubelet-preferred-address-types=Hostname,InternalIP so that it asks for them by name", len(having), host, sample(having))
-}
-
-// notFound is the one answer for a node that is not connected, does not exist, or is another tenant's.
-func notFound(host string) error {
-	return refusal(wire.NotFound, "no connected node has the name or address %.80q", host)
-}
-
-func refusal(code wire.Code, format string, args ...any) error {
-	return &tunnel.RefusedError{Code: code, Message: fmt.Sprintf(format, args...)}
-}
-
-// sample names the first few.
-func sample(names []string) string {
-	if len(names) > 3 {
-		return strings.Join(names[:3], ", ") + ", ..."
-	}
-	return strings.Join(names, ", ")
 }
 
 // NodeAddresses are the addresses that a node's live session attests; false if it has none.

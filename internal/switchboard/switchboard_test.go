@@ -30,6 +30,11 @@ func connect(t *testing.T, onSession func(*tunnel.Session)) *tunnel.Session {
 
 func connectAs(t *testing.T, hello wire.Hello, onSession func(*tunnel.Session)) *tunnel.Session {
 	t.Helper()
+	return connectWith(t, hello, nil, onSession)
+}
+
+func connectWith(t *testing.T, hello wire.Hello, handler tunnel.Handler, onSession func(*tunnel.Session)) *tunnel.Session {
+	t.Helper()
 	ca, err := pki.NewCA("mooring.test", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +72,7 @@ func connectAs(t *testing.T, hello wire.Hello, onSession func(*tunnel.Session)) 
 		Endpoint: l.Addr().String(), Transport: tunnel.TransportTCP,
 		TLS: pki.ClientTLS(func() (*tls.Certificate, error) { return &client, nil },
 			pki.VerifyPeer(ca.Pool, x509.ExtKeyUsageServerAuth, time.Now, nil)),
-		Config: tunnel.Config{Hello: func() wire.Hello { return hello }},
+		Config: tunnel.Config{Hello: func() wire.Hello { return hello }, Handler: handler},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -134,8 +139,13 @@ func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
 	attach([]*Board{shared}, "globex", "edge-2", "192.168.1.20")
 	attach([]*Board{shared}, "globex", "edge-3", "192.168.1.20")
 
+	shared.SetNodes("globex", map[string]Node{"edge-2": {PodCIDRs: cidrs("10.244.2.0/24", "fd00:1::/64"), Ready: true}})
+	shared.SetServiceRanges("globex", cidrs("10.96.0.0/16"))
+	shared.SetServices("globex", map[netip.Addr]Backends{netip.MustParseAddr("10.96.0.10"): {Nodes: []string{"edge-2"}}})
+
 	for elsewhere, nowhere := range map[string]string{
 		"edge-2:10250": "edge-9:10250", "192.168.1.20:10250": "192.168.1.90:10250", "EDGE-3:1": "EDGE-9:1", "[::ffff:192.168.1.20]:1": "[::ffff:192.168.1.90]:1",
+		"10.244.2.7:8443": "10.244.9.7:8443", "10.96.0.10:443": "10.97.0.10:443", "[fd00:1::7]:443": "[fd00:9::7]:443",
 	} {
 		refusal := func(b *Board, addr string) string {
 			_, err := b.Dial(t.Context(), "acme", addr)
@@ -153,14 +163,13 @@ func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
 		}
 	}
 	// The search sees the same of a board with other tenants' nodes as of one without them.
-	shared.mu.RLock()
-	defer shared.mu.RUnlock()
 	if len(shared.sessions["acme"]) != 1 || !maps.Equal(shared.sessions["acme"], alone.sessions["acme"]) {
 		t.Errorf("the search for acme is given %v", shared.sessions["acme"])
 	}
 	for _, host := range []string{"edge-1", "192.168.1.10"} {
-		if node, s, err := among(shared.sessions["acme"], host); err != nil || node != "edge-1" || s != alone.sessions["acme"]["edge-1"] {
-			t.Errorf("%s, which both tenants have: %s, %v, %v; want acme's own", host, node, s, err)
+		got, err := shared.find("acme", host)
+		if err != nil || len(got) != 1 || got[0] != (endpoint{"edge-1", alone.sessions["acme"]["edge-1"]}) {
+			t.Errorf("%s, which both tenants have: %v, %v; want acme's own", host, got, err)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -129,4 +130,27 @@ func TestCertificateNotRefused(t *testing.T) {
 	if !CertificateRefused(fmt.Errorf("a: %w", errors.Join(nobody, &ClosedError{Err: refused}))) {
 		t.Error("a refusal deep in the tree is not found")
 	}
+}
+
+// TestNetwork: what the broker knows of the cluster arrives, whole and in order.
+func TestNetwork(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		got := make(chan wire.Network, 2)
+		_, brk := dialPair(t, tr, Config{OnNetwork: func(_ *Session, n wire.Network) { got <- n }}, Config{})
+		want := wire.Network{
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:1::/108")},
+			APIServers:   []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:6443"), netip.MustParseAddrPort("[fd00::1]:6443")},
+		}
+		if err := errors.Join(brk.SendNetwork(want), brk.SendNetwork(wire.Network{})); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []wire.Network{want, {}} {
+			if n := within(t, 10*time.Second, got, "a network"); !reflect.DeepEqual(n, want) {
+				t.Errorf("network %+v, want %+v", n, want)
+			}
+		}
+		if err := brk.SendNetwork(wire.Network{APIServers: []netip.AddrPort{{}}}); err == nil {
+			t.Error("an address that is none was sent")
+		}
+	})
 }

@@ -33,11 +33,12 @@ type Config struct {
 	Handler Handler
 
 	// OnBundle is called with each CA bundle that the other side sends, OnStatus with
-	// each status: in their order, by the one goroutine that reads the control
+	// each status, OnNetwork with each network: in their order, by the one goroutine that reads the control
 	// stream, so they must not block; the first may come before Dial has returned.
 	// nil: what arrives is checked and dropped.
-	OnBundle func(*Session, wire.Bundle)
-	OnStatus func(*Session, wire.Status)
+	OnBundle  func(*Session, wire.Bundle)
+	OnStatus  func(*Session, wire.Status)
+	OnNetwork func(*Session, wire.Network)
 
 	// HeartbeatInterval is the time between two pings of the dialling side. Default 25 s.
 	HeartbeatInterval time.Duration
@@ -107,6 +108,9 @@ func (c Config) populate() Config {
 	}
 	if c.OnStatus == nil {
 		c.OnStatus = func(*Session, wire.Status) {}
+	}
+	if c.OnNetwork == nil {
+		c.OnNetwork = func(*Session, wire.Network) {}
 	}
 	setDefault(&c.HeartbeatInterval, defaultHeartbeatInterval)
 	setDefault(&c.HeartbeatTimeout, defaultHeartbeatTimeout)

@@ -388,6 +388,14 @@ func (s *Session) obey(f wire.Frame) error {
 			return err
 		}
 		s.cfg.OnStatus(s, st)
+	case wire.FrameNetwork:
+		var n wire.Network
+		var err error
+		aside(func() { n, err = wire.ParseNetwork(f.Payload) })
+		if err != nil {
+			return err
+		}
+		s.cfg.OnNetwork(s, n)
 	case wire.FrameHello:
 		return fmt.Errorf("%w: a second hello", wire.ErrMalformed)
 	}

@@ -151,6 +151,7 @@ func TestFault37GarbageInASession(t *testing.T) {
 		"a reset that is none":       {control: frame(wire.FrameReset, nil)},
 		"a drain that is none":       {control: frame(wire.FrameDrain, nil)},
 		"a bundle that is none":      {control: frame(wire.FrameBundle, []byte(`{}`))},
+		"a network that is none":     {control: frame(wire.FrameNetwork, []byte(`{"serviceCIDRs":["10.0.0.1/8"]}`))},
 		"a status that is none":      {control: frame(wire.FrameStatus, []byte(`[]`))},
 		"a goodbye that is none":     {control: frame(wire.FrameGoodbye, nil)},
 		"a pong with an absurd time": {control: frame(wire.FramePong, bytes.Repeat([]byte{0xff}, 16))},

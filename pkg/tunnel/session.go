@@ -178,6 +178,15 @@ func (s *Session) SendStatus(st wire.Status) error {
 	return s.sendFrame(f)
 }
 
+// SendNetwork tells an agent what its tenant's cluster looks like from now on. It returns once that is written.
+func (s *Session) SendNetwork(n wire.Network) error {
+	f, err := wire.AppendNetwork(nil, n)
+	if err != nil {
+		return err
+	}
+	return s.sendFrame(f)
+}
+
 func (s *Session) sendFrame(f []byte) error {
 	if err := s.send(f, s.done); err != nil {
 		return s.streamErr(err)

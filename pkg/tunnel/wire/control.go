@@ -24,6 +24,7 @@ const (
 	FrameBundle  FrameType = 7
 	FrameStatus  FrameType = 8
 	FrameQuiet   FrameType = 9 // no payload
+	FrameNetwork FrameType = 10
 )
 
 // Frame is one control frame: type (1 byte), payload length (uvarint), payload.

@@ -23,6 +23,8 @@ func TestDocAgrees(t *testing.T) {
 		fmt.Sprintf("unsigned varint (LEB128), at most %d |", MaxFrame),
 		fmt.Sprintf("**bundle**, at most %d KiB", MaxFrame>>10),
 		fmt.Sprintf("**status**, at most %d KiB", maxStatusPayload>>10),
+		fmt.Sprintf("**network**, at most %d KiB", maxNetworkPayload>>10),
+		fmt.Sprintf("| `serviceCIDRs` | at most %d prefixes", MaxServiceCIDRs), fmt.Sprintf("| `apiServers` | at most %d `ip:port`", MaxAPIServers),
 		fmt.Sprintf("| `trusts` | at most %d hashes", MaxTrusts),
 		fmt.Sprintf("**hello**, at most %d KiB", maxHelloPayload>>10),
 		fmt.Sprintf("| `features` | at most %d names of 1 to %d bytes |", MaxFeatures, maxFeatureLen),
@@ -39,7 +41,7 @@ func TestDocAgrees(t *testing.T) {
 	for c := OK; c <= Quarantined; c++ {
 		want = append(want, fmt.Sprintf("| %d | %s | %d |", byte(c), c, c.HTTPStatus()))
 	}
-	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye", FrameBundle: "bundle", FrameStatus: "status", FrameQuiet: "quiet"} {
+	for f, name := range map[FrameType]string{FrameHello: "hello", FramePing: "ping", FramePong: "pong", FrameReset: "reset", FrameDrain: "drain", FrameGoodbye: "goodbye", FrameBundle: "bundle", FrameStatus: "status", FrameQuiet: "quiet", FrameNetwork: "network"} {
 		want = append(want, fmt.Sprintf("| %d | %s |", byte(f), name))
 	}
 	for _, w := range want {
