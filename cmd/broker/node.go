@@ -44,12 +44,20 @@ func nodeTable(w io.Writer, all []admin.Node) {
 	for _, n := range all {
 		s := n.Session
 		if s == nil {
-			row(w, n.Tenant, n.Name, n.State, "no", "-", "-", "-", "-", age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
+			row(w, n.Tenant, n.Name, n.State, elsewhere(n.Connected), "-", "-", "-", "-", age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
 			continue
 		}
 		row(w, n.Tenant, n.Name, n.State, age(s.Since), s.Transport, fmt.Sprintf("%.1fms", s.RTTMillis), s.RemoteAddr,
 			orDash(strings.Join(s.Addresses, ",")), age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
 	}
+}
+
+// elsewhere says of a node without a session at the broker that was asked whether another one has it.
+func elsewhere(connected bool) string {
+	if connected {
+		return "to another broker"
+	}
+	return "no"
 }
 
 // untilEnd says how long a certificate is still valid, or for how long it is not any more. A box that was approved has
@@ -112,7 +120,7 @@ func nodeDetails(w io.Writer, n admin.Node) {
 	}
 	s := n.Session
 	if s == nil {
-		row(w, "Connected:", "no")
+		row(w, "Connected:", elsewhere(n.Connected))
 		return
 	}
 	row(w, "Connected:", "for "+age(s.Since)+" over "+s.Transport+" from "+s.RemoteAddr)

@@ -138,8 +138,9 @@ func (b *Broker) node(rec enroll.NodeRecord, lines []enroll.Line) Node {
 	if rec.RevokedAt != nil {
 		n.State = StateRevoked
 	}
+	n.Connected = b.Board.Connected(rec.Tenant, rec.Name)
 	if s, ok := b.Board.Session(rec.Tenant, rec.Name); ok {
-		n.Connected = true
+		n.Connected = true // also if it came in between
 		n.Session = session(s)
 	}
 	return n

@@ -113,11 +113,17 @@ func (b *Broker) status(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	connected := 0
+	for _, n := range nodes {
+		if b.Board.Connected(n.Tenant, n.Name) {
+			connected++
+		}
+	}
 	s := Status{
 		Version: version.Get().String(), Since: b.Started,
 		TrustDomain: b.CA.Keyring().TrustDomain(), CACertHash: b.CA.Keyring().Hash(),
 		PublicEndpoint: b.PublicEndpoint, EgressEndpoint: b.EgressEndpoint,
-		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: len(b.Board.Sessions()),
+		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: connected,
 		Conditions: []Condition{},
 	}
 	for _, c := range b.Health.Conditions() {
@@ -181,9 +187,9 @@ func (b *Broker) counts(ctx context.Context) (nodes, connected map[string]int, e
 	nodes, connected = map[string]int{}, map[string]int{}
 	for _, n := range all {
 		nodes[n.Tenant]++
-	}
-	for _, s := range b.Board.Sessions() {
-		connected[s.Tenant]++
+		if b.Board.Connected(n.Tenant, n.Name) {
+			connected[n.Tenant]++
+		}
 	}
 	return nodes, connected, nil
 }

@@ -117,6 +117,7 @@ type broker struct {
 	egress   *egress.Server
 	door     *strangers.Door  // of the public port, TCP and UDP
 	hosts    *hostsfile.Files // nil if not wanted
+	peers    *elsewhere       // nil: there is one broker
 
 	admitted atomic.Uint64 // sessions that were let in so far
 
@@ -212,7 +213,14 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	b.tokens.Audit = b.audit
 	b.nodes = enroll.NewNodes(st, b.log)
 	b.clients = enroll.NewClients(b.tenants, nil)
-	b.board = switchboard.New(switchboard.Config{Registerer: b.metrics, Logger: b.log})
+	if err := b.newPeers(st); err != nil {
+		return err
+	}
+	board := switchboard.Config{Registerer: b.metrics, Logger: b.log}
+	if b.peers != nil {
+		board.Elsewhere = b.peers
+	}
+	b.board = switchboard.New(board)
 	b.door = b.newDoor()
 	t := b.cfg.Tunnel
 	b.acceptor = tunnel.NewAcceptor(tunnel.AcceptorConfig{
@@ -278,7 +286,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		MaxPending: b.cfg.Egress.MaxPending, Enter: b.newEgressDoor().Enter, Tracer: b.tracer,
 	})
 	approver := enroll.NewApprover(enroll.ApproverConfig{
-		Nodes: b.nodes, Attester: b.board, Bootstrap: minter, Audit: b.audit, Logger: b.log, Metrics: enrolMetrics,
+		Nodes: b.nodes, Attester: b.attester(), Bootstrap: minter, Audit: b.audit, Logger: b.log, Metrics: enrolMetrics,
 	})
 	approvals := enroll.NewManager(b.tenants, "approval of certificate requests", approver.Run, b.log)
 	access := enroll.NewAccess(enroll.AccessConfig{Logger: b.log})
@@ -290,6 +298,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	adminSrv := httpServer(ctx, adm.Handler(), b.log)
 	adminSrv.ConnContext = admin.ConnContext
 
+	b.servePeers(ctx, g, ln.peers)
 	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
 	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })

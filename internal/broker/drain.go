@@ -45,5 +45,8 @@ func (b *broker) drain(ctx context.Context) {
 		stop()
 	}
 	b.egress.WaitIdle(ctx)
+	if b.peers != nil { // what API servers have open by way of another broker
+		b.peers.links.WaitIdle(ctx)
+	}
 	b.log.Info("drained", "after", time.Since(began).Round(time.Millisecond), "moved", sessions-b.board.Count(), "cut", b.egress.Open())
 }

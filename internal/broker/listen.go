@@ -31,6 +31,7 @@ const handshakeTimeout = 10 * time.Second
 type listeners struct {
 	tcp, egress, admin net.Listener
 	health             net.Listener // nil if turned off
+	peers              net.Listener // nil if there is one broker only
 	udp                net.PacketConn
 }
 
@@ -54,6 +55,11 @@ func (b *broker) listen(ctx context.Context) (_ *listeners, err error) {
 	if cfg.HealthAddress != "" {
 		if ln.health, err = net.Listen("tcp", cfg.HealthAddress); err != nil {
 			return nil, fmt.Errorf("healthAddress: %w", err)
+		}
+	}
+	if cfg.Peer.Listen != "" {
+		if ln.peers, err = net.Listen("tcp", cfg.Peer.Listen); err != nil {
+			return nil, fmt.Errorf("peer.listen: %w", err)
 		}
 	}
 	return ln, nil
@@ -99,7 +105,7 @@ func (b *broker) newEgressDoor() *strangers.Door {
 }
 
 func (ln *listeners) close() {
-	for _, c := range []io.Closer{ln.tcp, ln.udp, ln.egress, ln.admin, ln.health} {
+	for _, c := range []io.Closer{ln.tcp, ln.udp, ln.egress, ln.admin, ln.health, ln.peers} {
 		if c != nil {
 			c.Close()
 		}

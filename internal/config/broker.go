@@ -17,6 +17,7 @@ type Broker struct {
 	AdminSocket string `json:"adminSocket"`
 	// HealthAddress serves /livez, /readyz and /metrics. Default 127.0.0.1:9641; empty turns it off.
 	HealthAddress string         `json:"healthAddress"`
+	Peer          BrokerPeer     `json:"peer"`
 	Front         BrokerFront    `json:"front"`
 	Egress        BrokerEgress   `json:"egress"`
 	Tunnel        BrokerTunnel   `json:"tunnel"`
@@ -205,6 +206,7 @@ func (c *Broker) validate(p *problems) {
 		p.check("egress.hostsDir", absolute(c.Egress.HostsDir))
 	}
 	c.Store.validate(p)
+	c.Peer.validate(p, len(c.Store.Etcd.Endpoints) > 0)
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
 	p.check("tunnel.maxStreams", intBetween(c.Tunnel.MaxStreams, 1, 100_000))
 	p.check("tunnel.maxPending", intBetween(c.Tunnel.MaxPending, 1, 100_000))

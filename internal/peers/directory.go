@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mooring-edge/mooring/internal/store"
@@ -49,8 +50,10 @@ type DirectoryConfig struct {
 	// Address is the host:port by which the others reach this one's Links.
 	Address string
 	// TTL is how long the routes of a broker outlive it. Default 10 s.
-	TTL    time.Duration
-	Logger *slog.Logger
+	TTL time.Duration
+	// Registerer takes the metrics; nil leaves them out.
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger
 }
 
 // Directory knows which broker has which node. Safe for concurrent use.
@@ -99,11 +102,24 @@ func NewDirectory(cfg DirectoryConfig) *Directory {
 	}
 	var random [4]byte
 	rand.Read(random[:])
-	return &Directory{
+	d := &Directory{
 		cfg: cfg, id: cfg.Name + "-" + hex.EncodeToString(random[:]),
 		here: map[place]*presence{}, dirty: map[place]struct{}{}, brokers: map[string]string{}, tenants: map[string]*tenantRoutes{},
 		revs: map[place]int64{}, wake: make(chan struct{}, 1),
 	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "mooring_peer_brokers", Help: "Other brokers of this store that are there now.",
+		}, d.others))
+	}
+	return d
+}
+
+// others is how many other brokers there are.
+func (d *Directory) others() float64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return float64(len(d.brokers))
 }
 
 // ID is this broker's, in this process.

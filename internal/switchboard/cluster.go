@@ -137,19 +137,18 @@ const attempts = 2
 // another. Of the others, those that the API server calls Ready come first. Beside that chance decides, so that the
 // load spreads. b.mu is held.
 func (b *Board) candidates(tenant string, ip netip.Addr) ([]endpoint, error) {
-	live := b.sessions[tenant]
 	c := b.clusters[tenant]
 	behind, known := c.services[ip]
 	var ready, others []endpoint
 	if known && len(behind.Nodes) > 0 {
-		ready = connected(live, behind.Nodes)
+		ready = b.connected(tenant, behind.Nodes)
 		if len(ready) == 0 && !behind.Elsewhere {
 			return nil, refusal(wire.Unavailable, "the pods behind the service address %s are on %s, of which none is connected",
 				ip, sample(behind.Nodes))
 		}
 	}
 	if len(ready) == 0 {
-		ready, others = c.some(live)
+		ready, others = b.some(tenant, c)
 	}
 	all := slices.Concat(ready, others)
 	if len(all) == 0 {
@@ -158,13 +157,13 @@ func (b *Board) candidates(tenant string, ip netip.Addr) ([]endpoint, error) {
 	return all[:min(attempts, len(all))], nil
 }
 
-// connected are a few of the named nodes that have a session, beginning anywhere.
-func connected(live map[string]*tunnel.Session, names []string) (out []endpoint) {
+// connected are a few of the named nodes that are connected, beginning anywhere. b.mu is held.
+func (b *Board) connected(tenant string, names []string) (out []endpoint) {
 	first := rand.IntN(len(names))
 	for i := range names {
 		name := names[(first+i)%len(names)]
-		if s := live[name]; s != nil {
-			if out = append(out, endpoint{name, s}); len(out) == attempts {
+		if way := b.way(tenant, name); way != nil {
+			if out = append(out, endpoint{name, way}); len(out) == attempts {
 				break
 			}
 		}
@@ -176,16 +175,16 @@ func connected(live map[string]*tunnel.Session, names []string) (out []endpoint)
 // the first few do.
 const maxLook = 256
 
-// some are a few connected nodes, those that are Ready apart from the others.
-func (c *cluster) some(live map[string]*tunnel.Session) (ready, others []endpoint) {
+// some are a few connected nodes, those that are Ready apart from the others; those of other brokers if there is none here. b.mu is held.
+func (b *Board) some(tenant string, c *cluster) (ready, others []endpoint) {
 	looked := 0
-	for name, s := range live {
+	for name, way := range b.ways(tenant) {
 		looked++
 		switch {
 		case c.nodes[name].Ready:
-			ready = append(ready, endpoint{name, s})
+			ready = append(ready, endpoint{name, way})
 		case len(others) < attempts:
-			others = append(others, endpoint{name, s})
+			others = append(others, endpoint{name, way})
 		}
 		if len(ready) == attempts || looked == maxLook {
 			break

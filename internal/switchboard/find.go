@@ -56,14 +56,14 @@ func (b *Board) Dial(ctx context.Context, tenant, addr string) (net.Conn, error)
 		return nil, err
 	}
 	found, _ := ctx.Value(foundKey{}).(Found)
-	var stream *tunnel.Stream
+	var conn net.Conn
 	for i, end := range ends {
 		asked := ctx
 		if found != nil {
-			asked = found(ctx, end.node, end.session.Transport())
+			asked = found(ctx, end.node, end.way.Transport())
 		}
-		if stream, err = end.session.Open(asked, wire.KindDial, addr); err == nil {
-			return stream, nil
+		if conn, err = end.way.Open(asked, addr); err == nil {
+			return conn, nil
 		}
 		if i+1 == len(ends) || ctx.Err() != nil || !another(err) {
 			break
@@ -85,10 +85,21 @@ func OnFound(ctx context.Context, f Found) context.Context {
 	return context.WithValue(ctx, foundKey{}, f)
 }
 
+// DialHere is Dial for another broker, which has found the node: it is asked if it is connected here, and no other broker is.
+func (b *Board) DialHere(ctx context.Context, tenant, node, addr string) (net.Conn, error) {
+	b.mu.RLock()
+	way := b.here(tenant, node)
+	b.mu.RUnlock()
+	if way == nil {
+		return nil, notFound(node)
+	}
+	return way.Open(ctx, addr)
+}
+
 // endpoint is a connected node.
 type endpoint struct {
-	node    string
-	session *tunnel.Session
+	node string
+	way  Way
 }
 
 // find is by which of a tenant's nodes an address is reached, in the order in which they are to be asked. It looks at what
@@ -100,25 +111,24 @@ type endpoint struct {
 func (b *Board) find(tenant, host string) ([]endpoint, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	nodes := b.sessions[tenant]
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
 		name := strings.ToLower(host)
-		if s := nodes[name]; s != nil {
-			return []endpoint{{name, s}}, nil
+		if way := b.way(tenant, name); way != nil {
+			return []endpoint{{name, way}}, nil
 		}
 		return nil, notFound(host)
 	}
 	ip = ip.Unmap()
-	if b.clusters[tenant].isService(ip) && len(nodes) > 0 {
+	if b.clusters[tenant].isService(ip) && b.any(tenant) {
 		return b.candidates(tenant, ip)
 	}
 	name, err := b.owner(tenant, ip)
 	if err != nil {
 		return nil, err
 	}
-	if s := nodes[name]; s != nil {
-		return []endpoint{{name, s}}, nil
+	if way := b.way(tenant, name); way != nil {
+		return []endpoint{{name, way}}, nil
 	}
 	return nil, notFound(host)
 }
@@ -126,6 +136,9 @@ func (b *Board) find(tenant, host string) ([]endpoint, error) {
 // owner is the one node that has an address, or whose pods have it; "" if there is none. b.mu is held.
 func (b *Board) owner(tenant string, ip netip.Addr) (string, error) {
 	having := slices.Sorted(maps.Keys(b.addresses[tenant][ip]))
+	if b.elsewhere != nil {
+		having = slices.Compact(slices.Sorted(slices.Values(slices.Concat(having, b.elsewhere.Having(tenant, ip)))))
+	}
 	pods := b.clusters[tenant].podNodes(ip)
 	switch {
 	case len(having) > 1:

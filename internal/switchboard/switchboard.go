@@ -29,11 +29,14 @@ type Config struct {
 	// Registerer takes the metrics; nil leaves them out.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
+	// Elsewhere knows what is connected to other brokers; nil: there are none.
+	Elsewhere Elsewhere
 }
 
 // Board holds the live sessions. Make it with New. Safe for concurrent use.
 type Board struct {
-	log *slog.Logger
+	log       *slog.Logger
+	elsewhere Elsewhere // nil: there is none
 
 	mu sync.RWMutex // guards the following fields
 	// tenant -> node -> session. A tenant without sessions has no entry.
@@ -57,7 +60,7 @@ func New(cfg Config) *Board {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	b := &Board{
-		log: cfg.Logger, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{},
+		log: cfg.Logger, elsewhere: cfg.Elsewhere, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{},
 		addresses: map[string]map[netip.Addr]map[string]bool{}, clusters: map[string]*cluster{},
 		still: map[*tunnel.Session]func() (wire.Code, error){}, gone: make(chan struct{}),
 	}

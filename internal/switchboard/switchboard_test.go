@@ -168,7 +168,7 @@ func TestFault31AnotherTenantsNodeIsNotFound(t *testing.T) {
 	}
 	for _, host := range []string{"edge-1", "192.168.1.10"} {
 		got, err := shared.find("acme", host)
-		if err != nil || len(got) != 1 || got[0] != (endpoint{"edge-1", alone.sessions["acme"]["edge-1"]}) {
+		if err != nil || len(got) != 1 || got[0] != (endpoint{"edge-1", bySession{alone.sessions["acme"]["edge-1"]}}) {
 			t.Errorf("%s, which both tenants have: %v, %v; want acme's own", host, got, err)
 		}
 	}
