@@ -115,6 +115,7 @@ type broker struct {
 	board    *switchboard.Board
 	acceptor *tunnel.Acceptor
 	egress   *egress.Server
+	front    *front.Server
 	door     *strangers.Door  // of the public port, TCP and UDP
 	hosts    *hostsfile.Files // nil if not wanted
 	peers    *elsewhere       // nil: there is one broker
@@ -209,6 +210,8 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 		}
 	}
 	b.tenants = tenant.NewRegistry(st, b.log)
+	b.tenants.Domain = b.cfg.Front.Domain
+	b.metrics.MustRegister(b.tenants)
 	b.tokens = enroll.NewTokens(st, nil, b.log)
 	b.tokens.Audit = b.audit
 	b.nodes = enroll.NewNodes(st, b.log)
@@ -272,14 +275,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	enrolSrv.SetKeepAlivesEnabled(false)
 	enrolConns := newConnListener(ln.tcp.Addr())
 
-	fr := front.New(front.Config{
-		Routes: []front.Route{
-			{Protocol: wire.ALPN, Serve: b.acceptor.ServeConn},
-			{Protocol: enrollapi.ALPN, Serve: enrolConns.hand},
-		},
-		HelloTimeout: b.cfg.Front.Limits.HelloTimeout.Duration, Enter: b.enter,
-		Registerer: b.metrics, Logger: b.log,
-	})
+	b.front = b.newFront(enrolConns)
 	b.egress = egress.New(egress.Config{
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
@@ -300,7 +296,10 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 
 	b.servePeers(ctx, g, ln.peers)
 	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
-	g.Go(func() error { return fr.Serve(ctx, ln.tcp) })
+	g.Go(func() error {
+		defer b.cutRemoved()()
+		return b.front.Serve(ctx, ln.tcp)
+	})
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
 	g.Go(func() error {
 		defer b.forgetRemoved(b.egress)()

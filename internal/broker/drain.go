@@ -24,8 +24,9 @@ func (b *broker) enter(source net.Addr) (leave func(), err error) {
 // could still end by itself, or drain.grace is over. Meanwhile nobody new is let in, and /readyz says so. A node that has
 // not moved is asked here: until drain.spread is over, or, where there is no other broker, to the end.
 //
-// Only what API servers have open counts (logs, exec, port-forward): the
-// connections of nodes to their API servers are kept open for good by their clients, and made anew as a matter of course.
+// What API servers have open counts (logs, exec, port-forward), and what is passed on to them through the front, of which nobody
+// can tell whether it would end. Not so the connections of nodes to their API servers over the tunnel: they are kept open for good by
+// their clients, and made anew as a matter of course.
 func (b *broker) drain(ctx context.Context) {
 	grace, spread := b.cfg.Drain.Grace.Duration, b.cfg.Drain.Spread.Duration
 	if grace <= 0 {
@@ -35,7 +36,7 @@ func (b *broker) drain(ctx context.Context) {
 	b.draining.Store(true)
 	b.health.Set(condFront, health.False, "Draining", "this broker is about to stop: nodes move to others")
 	sessions := b.board.Count()
-	b.log.Info("draining before the end; a second signal ends at once", "sessions", sessions, "dials", b.egress.Open(), "spread", spread, "grace", grace)
+	b.log.Info("draining before the end; a second signal ends at once", "sessions", sessions, "dials", b.egress.Open(), "passedOn", b.front.Passing(), "spread", spread, "grace", grace)
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	if spread > 0 {
@@ -48,5 +49,6 @@ func (b *broker) drain(ctx context.Context) {
 	if b.peers != nil { // what API servers have open by way of another broker
 		b.peers.links.WaitIdle(ctx)
 	}
-	b.log.Info("drained", "after", time.Since(began).Round(time.Millisecond), "moved", sessions-b.board.Count(), "cut", b.egress.Open())
+	b.front.WaitIdle(ctx)
+	b.log.Info("drained", "after", time.Since(began).Round(time.Millisecond), "moved", sessions-b.board.Count(), "cut", b.egress.Open()+b.front.Passing())
 }

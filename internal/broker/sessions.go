@@ -47,7 +47,7 @@ func (b *broker) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.R
 	log := b.log.With("tenant", id.Tenant, "node", id.Name, "dial", r.Trace.String())
 	dialCtx, cancel := context.WithTimeout(ctx, apiDialTimeout)
 	defer cancel()
-	api, err := b.tenants.DialAPI(dialCtx, id.Tenant)
+	api, err := b.tenants.DialAPIFor(dialCtx, id.Tenant, s.RemoteAddr())
 	if err != nil {
 		log.Warn("tenant's API server can't be reached for its node", "err", err)
 		r.Refuse(wire.Unavailable, "the tenant's API server can't be reached from the broker")

@@ -1,6 +1,9 @@
 package config
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // DefaultBrokerPath is where the broker looks for its configuration.
 const DefaultBrokerPath = "/etc/mooring/broker.yaml"
@@ -35,8 +38,37 @@ type BrokerFront struct {
 	Listen string `json:"listen"`
 	// PublicEndpoint is the host:port by which edge sites reach Listen. Join bundles carry it. Required.
 	PublicEndpoint string `json:"publicEndpoint"`
+	// Domain is the DNS zone in which tenants' API servers have their names: acme's is reached as acme.DOMAIN, by SNI, on Listen
+	// (TCP). Default empty: none has such a name.
+	Domain string `json:"domain"`
 	// Limits bound what strangers may cost.
 	Limits BrokerLimits `json:"limits"`
+	// Passthrough bounds the connections that are passed on to tenants' API servers.
+	Passthrough BrokerPassthrough `json:"passthrough"`
+	// ProxyProtocol is about load balancers that tell whose connection they pass on.
+	ProxyProtocol BrokerProxyProtocol `json:"proxyProtocol"`
+}
+
+// BrokerPassthrough bounds the connections that are passed on by SNI. Who makes them shows himself to the API server and
+// never to the broker, so they are bounded as long as they live. What is over a bound is closed at once.
+type BrokerPassthrough struct {
+	// MaxConnections at one time. Default 16384: with two sockets each that is within half of the files that systemd lets a service open, and 0.5 GB at most.
+	MaxConnections int `json:"maxConnections"`
+	// MaxPerTenant at one time. Default 2048: a thousand nodes that are let out directly, of which each keeps one or two open;
+	// and it takes eight tenants to shut others out.
+	MaxPerTenant int `json:"maxPerTenant"`
+	// MaxPerSource at one time, of all tenants. Default 512: hundreds of nodes behind one NAT, and four sources to use a tenant up.
+	MaxPerSource int `json:"maxPerSource"`
+}
+
+// BrokerProxyProtocol is HAProxy's PROXY protocol, on TCP.
+type BrokerProxyProtocol struct {
+	// Trusted are the networks (CIDR) of the balancers before Listen. A connection from there must begin with a header of version
+	// 2 or 1, and is counted, logged and bounded as the client's that the header names. From elsewhere no header is read. Default none.
+	Trusted []string `json:"trusted"`
+	// ToUpstreams has tenants that are added from now on be dialled with a header of version 2 that names the client. For API servers
+	// behind balancers of their own that want it: kube-apiserver itself does not take it. Default false.
+	ToUpstreams bool `json:"toUpstreams"`
 }
 
 // BrokerLimits bound the connections of the public port, TCP and UDP together, whose peers have not shown who they
@@ -148,7 +180,10 @@ func DefaultBroker() *Broker {
 			HelloTimeout:       Duration{10 * time.Second},
 			MaxUnauthenticated: 2048, MaxUnauthenticatedPerSource: 512,
 			AcceptRate: 1000, AcceptRatePerSource: 500,
-		}},
+		},
+			Passthrough:   BrokerPassthrough{MaxConnections: 16384, MaxPerTenant: 2048, MaxPerSource: 512},
+			ProxyProtocol: BrokerProxyProtocol{Trusted: []string{}},
+		},
 		Egress: BrokerEgress{Listen: ":8132", PublicEndpoint: "https://127.0.0.1:8132", MaxUnauthenticated: 2048, AcceptRatePerSource: 500, MaxPending: 500},
 		Tunnel: BrokerTunnel{
 			HeartbeatInterval: Duration{25 * time.Second},
@@ -197,6 +232,7 @@ func (c *Broker) validate(p *problems) {
 		p.check("front.publicEndpoint", certifiable(c.Front.PublicEndpoint))
 	}
 	c.Front.Limits.validate(p)
+	c.Front.validateTenants(p)
 	p.check("egress.maxUnauthenticated", intBetween(c.Egress.MaxUnauthenticated, 4, 1_000_000))
 	p.check("egress.acceptRatePerSource", intBetween(c.Egress.AcceptRatePerSource, 1, 1_000_000))
 	p.check("egress.maxPending", intBetween(c.Egress.MaxPending, 1, 1_000_000))
@@ -236,4 +272,18 @@ func (l BrokerLimits) validate(p *problems) {
 	p.check(path+"maxUnauthenticatedPerSource", intBetween(l.MaxUnauthenticatedPerSource, 1, 1_000_000))
 	p.check(path+"acceptRate", intBetween(l.AcceptRate, 1, 1_000_000))
 	p.check(path+"acceptRatePerSource", intBetween(l.AcceptRatePerSource, 1, 1_000_000))
+}
+
+// validateTenants checks what the way to tenants' API servers is about.
+func (f BrokerFront) validateTenants(p *problems) {
+	if f.Domain != "" {
+		p.check("front.domain", dnsName(f.Domain))
+	}
+	const path = "front.passthrough."
+	p.check(path+"maxConnections", intBetween(f.Passthrough.MaxConnections, 1, 1_000_000))
+	p.check(path+"maxPerTenant", intBetween(f.Passthrough.MaxPerTenant, 1, 1_000_000))
+	p.check(path+"maxPerSource", intBetween(f.Passthrough.MaxPerSource, 1, 1_000_000))
+	for i, s := range f.ProxyProtocol.Trusted {
+		p.check(fmt.Sprintf("front.proxyProtocol.trusted[%d]", i), balancers(s))
+	}
 }

@@ -126,6 +126,18 @@ func trustDomain(s string) error {
 	return dnsName(s)
 }
 
+// balancers wants a network whose word is taken for where a connection comes from.
+func balancers(s string) error {
+	n, err := netip.ParsePrefix(s)
+	if err != nil {
+		return fmt.Errorf("want a network such as 192.0.2.0/24, got %q", s)
+	}
+	if n.Bits() == 0 {
+		return fmt.Errorf("%s is everybody: anybody could say that he is another", s)
+	}
+	return nil
+}
+
 func between(got Duration, low, high time.Duration) error {
 	if got.Duration < low || got.Duration > high {
 		return fmt.Errorf("want a duration from %s to %s, got %s", low, high, got)

@@ -1,8 +1,9 @@
 // Package front is the broker's one public port on TCP: it looks at each connection's TLS ClientHello,
-// without answering it, and hands the connection on by the protocol (ALPN) that the hello offers.
+// without answering it, and hands the connection on by the protocol (ALPN) that the hello offers, or else passes it on
+// by the name that it asks for (SNI), TLS and all, to a tenant's API server.
 //
-// It ends no TLS and knows no nodes or tenants. The same port on UDP carries only the tunnel's QUIC
-// and does not pass through here.
+// It ends no TLS, and knows no nodes, and of tenants only which names lead to them. The same port on UDP carries only
+// the tunnel's QUIC and does not pass through here.
 package front
 
 import (
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -28,9 +30,16 @@ type Route struct {
 
 // Config is what a Server is made of.
 type Config struct {
-	// Routes are tried in order; a connection that fits none is closed without an answer.
+	// Routes are tried in order; a connection that fits none, nor Passthrough, is closed without an answer.
 	Routes []Route
-	// HelloTimeout bounds the reading of the ClientHello. Default 10 s.
+	// Passthrough is where names lead.
+	Passthrough Passthrough
+	// Balancers are the networks whose connections must begin with a PROXY header, of version 2 or 1, and are taken for those of
+	// the client that it names. From elsewhere none is read.
+	Balancers []netip.Prefix
+	// MaxHeaders bounds the connections of balancers that have not sent their header yet. Default 2048: they send it first of all.
+	MaxHeaders int
+	// HelloTimeout bounds the reading of the ClientHello, and of the PROXY header before it. Default 10 s.
 	HelloTimeout time.Duration
 	// Enter is asked for each connection that is accepted: over a bound it returns an error, and the
 	// connection is closed at once. leave, which is to do nothing but the first time, is called when the
@@ -45,6 +54,9 @@ type Config struct {
 type Server struct {
 	cfg    Config
 	routed *prometheus.CounterVec
+	lines  *lines
+	// headers has a place for each connection that has not sent its PROXY header.
+	headers chan struct{}
 }
 
 // New makes a Server; it starts nothing.
@@ -58,11 +70,14 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.MaxHeaders == 0 {
+		cfg.MaxHeaders = 2048
+	}
 	s := &Server{
-		cfg: cfg,
+		cfg: cfg, lines: newLines(cfg.Passthrough, cfg.Registerer, cfg.Logger), headers: make(chan struct{}, cfg.MaxHeaders),
 		routed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_front_connections_total",
-			Help: "TCP connections on the public port, by where they were routed: an ALPN protocol, or none, malformed, timeout, overloaded.",
+			Help: "TCP connections on the public port, by where they were routed: an ALPN protocol, passthrough, or none, malformed, timeout, overloaded.",
 		}, []string{"route"}),
 	}
 	if cfg.Registerer != nil {
@@ -96,14 +111,25 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("public port %s: %w", l.Addr(), err)
 		}
-		leave, err := s.cfg.Enter(conn.RemoteAddr())
-		if err != nil {
-			s.routed.WithLabelValues("overloaded").Inc()
-			conn.Close()
+		if s.fromBalancer(conn) {
+			s.introduced(ctx, &wg, conn)
 			continue
 		}
-		wg.Go(func() { s.serve(ctx, &guest{Conn: conn, leave: leave}) })
+		if c := s.admit(conn, conn.RemoteAddr(), time.Now().Add(s.cfg.HelloTimeout)); c != nil {
+			wg.Go(func() { s.serve(ctx, c) })
+		}
 	}
+}
+
+// admit asks for a stranger's place; nil: there is none, and the connection is closed.
+func (s *Server) admit(conn net.Conn, remote net.Addr, deadline time.Time) *guest {
+	leave, err := s.cfg.Enter(remote)
+	if err != nil {
+		s.routed.WithLabelValues("overloaded").Inc()
+		conn.Close()
+		return nil
+	}
+	return &guest{Conn: conn, remote: remote, deadline: deadline, leave: leave}
 }
 
 // isTransient tells a lack of file descriptors and the like, which passes, from a closed listener.
@@ -113,41 +139,58 @@ func isTransient(err error) bool {
 
 func (s *Server) serve(ctx context.Context, conn *guest) {
 	// Aside: the parser needs a large stack, and this goroutine may stay with its connection for days.
-	found := make(chan *Route)
+	found := make(chan destination)
 	go func() { found <- s.look(ctx, conn) }()
-	route := <-found
-	if route == nil {
+	switch to := <-found; {
+	case to.route != nil:
+		to.route.Serve(ctx, conn)
+	case to.tenant != "":
+		s.lines.pass(ctx, conn, to)
+	default:
 		conn.Close()
-		return
 	}
-	route.Serve(ctx, conn)
 }
 
-// look reads the hello and finds the route; nil if there is none.
-func (s *Server) look(ctx context.Context, conn *guest) *Route {
+// destination is where a connection goes: to a route, to a tenant, or, empty, nowhere.
+type destination struct {
+	route        *Route
+	tenant, name string
+	hello        []byte // what was read of the connection, for a tenant
+}
+
+// look reads the hello and finds out where it leads. Who offers a protocol of ours is never led to a tenant.
+func (s *Server) look(ctx context.Context, conn *guest) destination {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	log := s.cfg.Logger.With("remote", conn.RemoteAddr().String())
-	conn.SetReadDeadline(time.Now().Add(s.cfg.HelloTimeout))
+	conn.SetReadDeadline(conn.deadline)
 	hello, replay, err := peekHello(conn.Conn)
 	if err != nil {
-		outcome := "malformed"
-		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
-			outcome = "timeout"
-		}
-		s.routed.WithLabelValues(outcome).Inc()
+		s.routed.WithLabelValues(outcome(err)).Inc()
 		log.Debug("connection closed: no TLS ClientHello", "err", err)
-		return nil
+		return destination{}
 	}
 	conn.SetReadDeadline(time.Time{})
 	conn.r = replay
 	for i := range s.cfg.Routes {
 		if r := &s.cfg.Routes[i]; slices.Contains(hello.protocols, r.Protocol) {
 			s.routed.WithLabelValues(r.Protocol).Inc()
-			return r
+			return destination{route: r}
 		}
+	}
+	if tenant, ok := s.lines.find(hello); ok {
+		s.routed.WithLabelValues("passthrough").Inc()
+		return destination{tenant: tenant, name: hello.serverName, hello: hello.raw}
 	}
 	s.routed.WithLabelValues("none").Inc()
 	log.Debug("connection closed: no route", "sni", hello.serverName, "alpn", hello.protocols)
-	return nil
+	return destination{}
+}
+
+// outcome is the metric's word for what ended a connection before it was routed.
+func outcome(err error) string {
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return "timeout"
+	}
+	return "malformed"
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -102,20 +103,35 @@ func TestPeekHelloIsBounded(t *testing.T) {
 // serve runs a Server on loopback and returns its address; the test's end stops it.
 func serve(t *testing.T, cfg Config) string {
 	t.Helper()
+	_, addr := serveServer(t, cfg)
+	return addr
+}
+
+func serveServer(t *testing.T, cfg Config) (*Server, string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- New(cfg).Serve(ctx, l) }()
+	s := New(cfg)
+	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return l.Addr().String()
+	return s, l.Addr().String()
+}
+
+func prefixes(all ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range all {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
 }
 
 func dial(t *testing.T, addr string) net.Conn {
@@ -164,7 +180,7 @@ func TestRoutesByProtocol(t *testing.T) {
 		t.Errorf("plain HTTP was answered: %q", got)
 	}
 	const want = `
-# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, or none, malformed, timeout, overloaded.
+# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, passthrough, or none, malformed, timeout, overloaded.
 # TYPE mooring_front_connections_total counter
 mooring_front_connections_total{route="a/1"} 1
 mooring_front_connections_total{route="b/1"} 2

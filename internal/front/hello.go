@@ -19,6 +19,7 @@ const maxHello = 16 << 10
 type clientHello struct {
 	serverName string   // SNI, in lower case; may be empty
 	protocols  []string // ALPN
+	raw        []byte   // what was read of the connection: the hello, and perhaps more
 }
 
 var (
@@ -34,7 +35,7 @@ func peekHello(conn net.Conn) (clientHello, io.Reader, error) {
 	rec := &recorder{conn: conn}
 	err := tls.Server(rec, &tls.Config{
 		GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
-			hello = clientHello{strings.ToLower(info.ServerName), info.SupportedProtos}
+			hello = clientHello{serverName: strings.ToLower(info.ServerName), protocols: info.SupportedProtos}
 			return nil, errSeen
 		},
 	}).Handshake()
@@ -44,6 +45,7 @@ func peekHello(conn net.Conn) (clientHello, io.Reader, error) {
 		}
 		return clientHello{}, nil, err
 	}
+	hello.raw = rec.seen.Bytes()
 	return hello, io.MultiReader(&rec.seen, conn), nil
 }
 
@@ -75,31 +77,3 @@ func (r *recorder) RemoteAddr() net.Addr             { return r.conn.RemoteAddr(
 func (r *recorder) SetDeadline(time.Time) error      { return nil }
 func (r *recorder) SetReadDeadline(time.Time) error  { return nil }
 func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
-
-// guest is a connection whose peer nobody knows yet. Once routed it gives the hello's bytes again.
-type guest struct {
-	net.Conn
-	r     io.Reader // set before anybody reads
-	leave func()
-}
-
-func (c *guest) Read(p []byte) (int, error) { return c.r.Read(p) }
-
-// Admitted says that it is known who the peer is: the connection is no stranger's any more.
-func (c *guest) Admitted() { c.leave() }
-
-func (c *guest) Close() error {
-	c.leave()
-	return c.Conn.Close()
-}
-
-// CloseWrite lets a route say its last word and still read. errors.ErrUnsupported: not on such a connection.
-func (c *guest) CloseWrite() error {
-	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// NetConn lets a route reach the socket below, to tune it.
-func (c *guest) NetConn() net.Conn { return c.Conn }

@@ -46,6 +46,7 @@ var layer = map[string]int{
 	"internal/version":     10,
 	"internal/audit":       10,
 	"internal/strangers":   10,
+	"internal/proxyproto":  10,
 	"internal/layers":      0,
 
 	"internal/tracing/tracingtest": 10,

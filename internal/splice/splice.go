@@ -109,12 +109,12 @@ func (s *splice) run(src, dst *side) int64 {
 	switch {
 	case rerr != nil:
 		s.fail(fmt.Errorf("read: %w", rerr))
-		abort(src.Conn)
-		abort(dst.Conn)
+		Abort(src.Conn)
+		Abort(dst.Conn)
 	case werr != nil && dst.wasReset():
 		s.fail(fmt.Errorf("write: %w", werr))
-		abort(src.Conn)
-		abort(dst.Conn)
+		Abort(src.Conn)
+		Abort(dst.Conn)
 	case werr != nil: // it may have more to say: an early answer, for one
 		s.fail(fmt.Errorf("write: %w", werr))
 		dst.takesNoMore()
@@ -212,8 +212,8 @@ func socketReset(c net.Conn, err error) bool {
 	}
 }
 
-// abort ends c so that the other side can not take it for a clean end.
-func abort(c net.Conn) {
+// Abort ends c so that the other side can not take it for a clean end. Of two connections that are joined, abort both.
+func Abort(c net.Conn) {
 	for {
 		switch v := c.(type) {
 		case aborter:

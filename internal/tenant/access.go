@@ -66,17 +66,21 @@ func (r *Registry) Update(ctx context.Context, name string, change func(Tenant) 
 		if err := decode(name, it.Value, &t); err != nil {
 			return fmt.Errorf("update tenant %s: its record in the store can't be used, remove the tenant and add it again: %w", name, err)
 		}
+		was := t.Hosts
 		if t, err = change(t); err != nil {
 			return err
 		}
 		b, err := json.Marshal(t)
 		if err == nil {
-			err = decode(name, b, new(Tenant))
+			err = errors.Join(decode(name, b, new(Tenant)), r.checkHosts(t))
 		}
 		if err != nil {
 			return fmt.Errorf("update tenant %s: %w", name, err)
 		}
-		err = r.store.Commit(ctx, store.Replace(it.Key, b, it.Rev))
+		hosts, err := r.hostOps(ctx, name, was, t.Hosts)
+		if err == nil {
+			err = r.store.Commit(ctx, append(hosts, store.Replace(it.Key, b, it.Rev))...)
+		}
 		if errors.Is(err, store.ErrConflict) {
 			continue // somebody was first: look again
 		}

@@ -39,17 +39,22 @@ type Store interface {
 // Registry holds the tenants of the store in memory, as of the last change that Run has seen. All methods may
 // be called at any time; Get, List and DialAPI know nothing before Run has read the store (WaitSynced).
 type Registry struct {
+	// Domain is the front's (front.domain): each tenant has its name in it. Set it before anything is called; "" = none.
+	Domain string
+
 	store  Store
 	log    *slog.Logger
 	synced chan struct{}
+	health *health
 
 	// telling is held while subscribers are told, so that each is told of all changes in order. Whoever
 	// takes both takes telling first.
 	telling     sync.Mutex
 	subscribers map[*subscriber]struct{} // guarded by telling
 
-	mu      sync.RWMutex
-	tenants map[string]Tenant // guarded by mu
+	mu      sync.RWMutex // guards the following
+	tenants map[string]Tenant
+	hosts   map[string]string // which tenant has a further host
 }
 
 type subscriber struct{ fn func(Tenant, bool) }
@@ -57,13 +62,18 @@ type subscriber struct{ fn func(Tenant, bool) }
 // NewRegistry makes a registry that knows nothing until Run.
 func NewRegistry(s Store, log *slog.Logger) *Registry {
 	return &Registry{
-		store: s, log: log, synced: make(chan struct{}),
-		subscribers: map[*subscriber]struct{}{}, tenants: map[string]Tenant{},
+		store: s, log: log, synced: make(chan struct{}), health: newHealth(log),
+		subscribers: map[*subscriber]struct{}{}, tenants: map[string]Tenant{}, hosts: map[string]string{},
 	}
 }
 
-// Run follows the store until ctx ends. It may be called once.
+// Run follows the store, and tries upstreams that are down, until ctx ends. It may be called once.
 func (r *Registry) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var probes sync.WaitGroup
+	defer probes.Wait()
+	defer cancel()
+	probes.Go(func() { r.health.run(ctx, r.Get) })
 	return r.store.WatchSynced(ctx, keyPrefix, func() { close(r.synced) }, r.apply)
 }
 
@@ -93,9 +103,11 @@ func (r *Registry) apply(ev store.Event) {
 	old, had := r.tenants[name]
 	if ev.Deleted {
 		delete(r.tenants, name)
+		r.setHosts(name, old.Hosts, nil)
 		t = old
 	} else {
 		r.tenants[name] = t
+		r.setHosts(name, old.Hosts, t.Hosts)
 	}
 	r.mu.Unlock()
 
@@ -156,23 +168,31 @@ func (r *Registry) Subscribe(fn func(t Tenant, deleted bool)) (cancel func()) {
 	}
 }
 
-// Add stores a new tenant; ErrExists if its name is taken.
+// Add stores a new tenant; ErrExists if its name is taken, ErrHostTaken if one of its hosts is.
 func (r *Registry) Add(ctx context.Context, t Tenant) error {
-	if err := t.validate(); err != nil {
+	if err := errors.Join(t.validate(), r.checkHosts(t)); err != nil {
 		return err
 	}
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("tenant %s: encode: %w", t.Name, err)
 	}
-	err = r.store.Commit(ctx, store.Create(Key(t.Name), b))
-	if errors.Is(err, store.ErrConflict) {
-		return fmt.Errorf("tenant %s: %w: remove it first", t.Name, ErrExists)
+	for {
+		hosts, err := r.hostOps(ctx, t.Name, nil, t.Hosts)
+		if err == nil {
+			err = r.store.Commit(ctx, append(hosts, store.Create(Key(t.Name), b))...)
+		}
+		if errors.Is(err, store.ErrConflict) {
+			if _, err := r.store.Get(ctx, Key(t.Name)); errors.Is(err, store.ErrNotFound) {
+				continue // it was about a host
+			}
+			return fmt.Errorf("tenant %s: %w: remove it first", t.Name, ErrExists)
+		}
+		if err != nil {
+			return fmt.Errorf("tenant %s: %w", t.Name, err)
+		}
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("tenant %s: %w", t.Name, err)
-	}
-	return nil
 }
 
 // Remove forgets a tenant; ErrNotFound if there is none. Its nodes and tokens are not the registry's.
@@ -185,8 +205,12 @@ func (r *Registry) Remove(ctx context.Context, name string) error {
 		if errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("%w: %s", ErrNotFound, name)
 		}
+		var ops []store.Op
 		if err == nil {
-			err = r.store.Commit(ctx, store.Delete(it.Key, it.Rev))
+			ops, err = r.hostOps(ctx, name, hostsOf(it.Value), nil)
+		}
+		if err == nil {
+			err = r.store.Commit(ctx, append(ops, store.Delete(it.Key, it.Rev))...)
 		}
 		if errors.Is(err, store.ErrConflict) {
 			continue // changed under us; what there is now is to go as well
@@ -198,12 +222,21 @@ func (r *Registry) Remove(ctx context.Context, name string) error {
 	}
 }
 
-// DialAPI opens a TCP connection to the tenant's API server, bounded by ctx and by 15 seconds. The TLS in it
-// is the caller's client's.
+// DialAPI opens a TCP connection to the tenant's API server, bounded by ctx and by 15 seconds: at the first of its addresses that
+// answers. The TLS in it is the caller's client's.
 func (r *Registry) DialAPI(ctx context.Context, name string) (net.Conn, error) {
+	return r.DialAPIFor(ctx, name, nil)
+}
+
+// DialAPIFor is DialAPI for a connection that is passed on: client is whose it is, for tenants that want a PROXY header.
+func (r *Registry) DialAPIFor(ctx context.Context, name string, client net.Addr) (net.Conn, error) {
 	t, ok := r.Get(name)
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, name)
 	}
-	return t.dial(ctx)
+	c, err := r.health.dial(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return t.introduce(c, client)
 }

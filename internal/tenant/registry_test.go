@@ -32,6 +32,12 @@ func openStore(t *testing.T) *store.Store {
 func startRegistry(t *testing.T, s *store.Store) *Registry {
 	t.Helper()
 	r := NewRegistry(s, slog.New(slog.DiscardHandler))
+	runRegistry(t, r)
+	return r
+}
+
+func runRegistry(t *testing.T, r *Registry) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -41,7 +47,6 @@ func startRegistry(t *testing.T, s *store.Store) *Registry {
 			t.Errorf("Run returned %v", err)
 		}
 	})
-	return r
 }
 
 func someTenant(name string) Tenant {

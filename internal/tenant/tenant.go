@@ -23,8 +23,14 @@ type Tenant struct {
 	Name string `json:"name"`
 	// Kubeconfig is the broker's own access, flattened and minified. It holds credentials.
 	Kubeconfig []byte `json:"kubeconfig"`
-	// Address is the host:port that the API server is dialled at.
+	// Address is the host:port that the API server is dialled at: the kubeconfig's.
 	Address string `json:"address"`
+	// Upstreams are further addresses of the same control plane, host:port, to be dialled where those before them don't answer.
+	Upstreams []string `json:"upstreams,omitempty"`
+	// ProxyProtocol has each connection begin with a PROXY header of version 2, that names the client.
+	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
+	// Hosts are DNS names, in lower case, that lead to the tenant by SNI, beside the one in the front's domain. No two tenants have one.
+	Hosts []string `json:"hosts,omitempty"`
 	// ServerName is the name in the API server's certificate that clients verify.
 	ServerName string `json:"serverName"`
 	// CA is the PEM bundle that the API server's certificate is verified by.
@@ -42,7 +48,8 @@ const (
 )
 
 // RESTConfig is a fresh client configuration for the tenant's API server. It never goes through a proxy of
-// the broker's environment: the kubelets' own connections, which the broker dials itself, would not either.
+// the broker's environment: the kubelets' own connections, which the broker dials itself, would not either. Like these it tries all
+// of the tenant's addresses.
 func (t Tenant) RESTConfig() (*rest.Config, error) {
 	c, err := clientcmd.RESTConfigFromKubeConfig(t.Kubeconfig)
 	if err != nil {
@@ -51,12 +58,15 @@ func (t Tenant) RESTConfig() (*rest.Config, error) {
 	c.UserAgent = userAgent
 	c.QPS, c.Burst = clientQPS, clientBurst
 	c.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil }
+	t = t.clone()
+	c.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return t.dial(ctx) }
 	return c, nil
 }
 
 // Equal tells whether both describe the same access to the same control plane.
 func (t Tenant) Equal(o Tenant) bool {
-	return t.Name == o.Name && t.Address == o.Address && t.ServerName == o.ServerName &&
+	return t.Name == o.Name && slices.Equal(t.Upstreams, o.Upstreams) && slices.Equal(t.Hosts, o.Hosts) && t.ProxyProtocol == o.ProxyProtocol &&
+		t.Address == o.Address && t.ServerName == o.ServerName &&
 		bytes.Equal(t.Kubeconfig, o.Kubeconfig) && bytes.Equal(t.CA, o.CA) && t.CreatedAt.Equal(o.CreatedAt) &&
 		t.Access.Account == o.Access.Account && t.Access.Issued.Equal(o.Access.Issued) && t.Access.Expires.Equal(o.Access.Expires) &&
 		slices.Equal(t.Access.Warnings, o.Access.Warnings)
@@ -65,6 +75,7 @@ func (t Tenant) Equal(o Tenant) bool {
 // clone makes a copy that shares no memory with t.
 func (t Tenant) clone() Tenant {
 	t.Kubeconfig, t.CA, t.Access.Warnings = slices.Clone(t.Kubeconfig), slices.Clone(t.CA), slices.Clone(t.Access.Warnings)
+	t.Upstreams, t.Hosts = slices.Clone(t.Upstreams), slices.Clone(t.Hosts)
 	return t
 }
 
@@ -77,6 +88,7 @@ func (t Tenant) validate() error {
 	if _, _, err := net.SplitHostPort(t.Address); err != nil {
 		errs = append(errs, fmt.Errorf("tenant %s: address %q: %w", t.Name, t.Address, err))
 	}
+	errs = append(errs, t.validateUpstreams(), t.validateHosts())
 	if t.ServerName == "" {
 		errs = append(errs, fmt.Errorf("tenant %s: no server name to verify the API server by", t.Name))
 	}
@@ -87,16 +99,4 @@ func (t Tenant) validate() error {
 		errs = append(errs, fmt.Errorf("tenant %s: no kubeconfig", t.Name))
 	}
 	return errors.Join(errs...)
-}
-
-const dialTimeout = 15 * time.Second
-
-// dial opens a TCP connection to the tenant's API server, bounded by ctx and 15 seconds.
-func (t Tenant) dial(ctx context.Context) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	c, err := d.DialContext(ctx, "tcp", t.Address)
-	if err != nil {
-		return nil, fmt.Errorf("tenant %s: dial API server at %s: %w", t.Name, t.Address, err)
-	}
-	return c, nil
 }
