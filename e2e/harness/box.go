@@ -63,7 +63,7 @@ func (s *Site) NewBox(hostname string) (*Box, error) {
 	}
 	for path, content := range map[string]string{
 		"etc/hostname":                   hostname + "\n",
-		"etc/hosts":                      "127.0.0.1 localhost\n" + NodeAddress + " " + hostname + "\n" + BrokerAddress + " " + BrokerName + "\n",
+		"etc/hosts":                      "127.0.0.1 localhost\n" + NodeAddress + " " + hostname + "\n" + s.brokerHosts(),
 		"etc/resolv.conf":                "# no name server: names that are not in /etc/hosts have no answer\n",
 		"etc/machine-id":                 machineID(s.Name),
 		"etc/site":                       s.Name + "\n",

@@ -34,10 +34,13 @@ type Platform struct {
 	Broker *Proc
 	// Clock is by how much the wall clock of the platform's programs is off, from their next start on.
 	Clock time.Duration
+	// Shared has the broker keep its state in the platform's etcd, so that a second one can join it (StartSecondBroker).
+	Shared bool
 	// NodeCertificateTTL is the broker's identity.nodeCertificateTTL, from its next start on; 0 = its default.
 	NodeCertificateTTL time.Duration
 
 	etcd    *Proc
+	second  *Proc
 	tenants []*Tenant
 	sites   int
 }
@@ -121,7 +124,7 @@ egress:
   publicEndpoint: https://%s
   hostsDir: %s
 drain: {grace: 8s}
-%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir(), identity)
+%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress))
 }
 
 // BrokerConfigPath is the broker's configuration file.

@@ -24,7 +24,8 @@ type Site struct {
 	// WANAddress is the router's: where the broker sees the site's connections come from.
 	WANAddress string
 
-	env *Env
+	env    *Env
+	shared bool // the platform's brokers are two
 }
 
 // Leaving is what came out of a site, in packets.
@@ -71,7 +72,7 @@ const routerRules = `table inet site {
 
 // AddSite makes a site. It has no machine yet.
 func (p *Platform) AddSite(name string) (*Site, error) {
-	s := &Site{Name: name, env: p.env}
+	s := &Site{Name: name, env: p.env, shared: p.Shared}
 	var err error
 	if s.Router, err = host.AddNetns(p.env.run.Name(name + "-router")); err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func (p *Platform) AddSite(name string) (*Site, error) {
 	if s.WANAddress, err = p.addWAN(s.Router); err != nil {
 		return nil, err
 	}
-	rules := strings.NewReplacer("BROKER", BrokerAddress, "PORT", BrokerPort).Replace(routerRules)
+	rules := strings.NewReplacer("BROKER", p.brokerSet(), "PORT", BrokerPort).Replace(routerRules)
 	return s, errors.Join(
 		s.Router.Sysctl("net/ipv4/ip_forward", "1"),
 		s.Router.Nft(rules), // before the first packet
