@@ -116,12 +116,13 @@ adminSocket: %s/broker.sock
 front:
   listen: %s
   publicEndpoint: %s
+  domain: %s
 egress:
   listen: %s
   publicEndpoint: https://%s
   hostsDir: %s
 drain: {grace: 8s}
-%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir(), identity)
+%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), BrokerName, EgressAddress, EgressAddress, p.hostsDir(), identity)
 }
 
 // BrokerConfigPath is the broker's configuration file.
