@@ -135,7 +135,9 @@ func (l *lines) pass(ctx context.Context, conn *guest, to destination) {
 		log.Debug("connection to an API server closed: it can't be reached", "err", err)
 		return
 	}
-	l.total.WithLabelValues(to.tenant, "passed").Inc()
+	if ctx.Err() == nil { // else the tenant was removed, and nothing more is counted of it
+		l.total.WithLabelValues(to.tenant, "passed").Inc()
+	}
 	began, client := time.Now(), socket(conn)
 	first := int64(len(to.hello))
 	to.hello, conn.r = nil, nil // it may be here for days
