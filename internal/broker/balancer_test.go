@@ -2,13 +2,18 @@ package broker
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/proxyproto"
 	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -79,5 +84,43 @@ func TestBehindALoadBalancer(t *testing.T) {
 	}
 	if !bytes.Contains([]byte(r.logs.String()), []byte("remote="+client.String())) {
 		t.Error("the log does not name the client")
+	}
+}
+
+// TestChangeOfATenantCutsNothing: what is passed on outlives a change of its tenant's address and hosts; not so that another tenant has the name,
+// even if nobody saw the first one go. Mechanism: broker.cutRemoved. Seen failing with Forget at each change, and without
+// the look at CreatedAt.
+func TestChangeOfATenantCutsNothing(t *testing.T) {
+	r, records := startOverStore(t)
+	one, two := startTLSServer(t, "acme"), startTLSServer(t, "acme")
+	r.add(t, records, []*tlsServer{one})
+	c, err := one.call(r.cfg.Front.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	wantEcho(t, c, "before")
+	change := func(fn func(*tenant.Tenant)) {
+		t.Helper()
+		if err := records.Update(t.Context(), "acme", func(t tenant.Tenant) (tenant.Tenant, error) { fn(&t); return t, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(func(t *tenant.Tenant) { t.Address, t.Hosts = two.tenant.Address, []string{"api.acme.example"} })
+	r.logs.await(t, `msg="tenant changed" tenant=acme removed=false address=`+two.tenant.Address)
+	c2, err := two.call(r.cfg.Front.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c2.Close()
+	c2.SetDeadline(time.Now().Add(30 * time.Second))
+	wantEcho(t, c2, "at the new address")
+	wantEcho(t, c, "at the old one, still")
+	change(func(t *tenant.Tenant) { t.CreatedAt = t.CreatedAt.Add(time.Hour) })
+	for _, c := range []io.Reader{c, c2} {
+		if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("what went to the tenant before ended with %v, want a reset", err)
+		}
 	}
 }
