@@ -134,6 +134,7 @@ var cases = []testCase{
 	{"Cp", false, (*suite).cp},
 	{"Attach", false, (*suite).attach},
 	{"PortForward", false, (*suite).portForward},
+	{"KubectlThroughTheFront", false, (*suite).kubectlThroughTheFront},
 	{"NodeProxyMetrics", false, (*suite).metrics},
 	{"KubeletCertificatesVerified", false, (*suite).kubeletCertificates},
 	{"WrongKubeletCARefused", false, (*suite).wrongKubeletCA},

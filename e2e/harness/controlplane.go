@@ -55,8 +55,8 @@ certificatesDir: %s
 encryptionAlgorithm: ECDSA-P256
 certificateValidityPeriod: 43800h0m0s
 controlPlaneEndpoint: %s
-apiServer: {certSANs: [127.0.0.1]}
-`, advertisedAddr, t.Port, name, name, t.pki(""), server), 0o644); err != nil {
+apiServer: {certSANs: [127.0.0.1, %s]}
+`, advertisedAddr, t.Port, name, name, t.pki(""), server, t.FrontName()), 0o644); err != nil {
 		return nil, err
 	}
 	for _, phase := range [][]string{

@@ -119,12 +119,13 @@ adminSocket: %s/broker.sock
 front:
   listen: %s
   publicEndpoint: %s
+  domain: %s
 egress:
   listen: %s
   publicEndpoint: https://%s
   hostsDir: %s
 drain: {grace: 8s}
-%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress))
+%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), BrokerName, EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress))
 }
 
 // BrokerConfigPath is the broker's configuration file.

@@ -39,8 +39,10 @@ type Broker struct {
 	Health      *health.Tracker
 	// PublicEndpoint goes into join bundles, EgressEndpoint into egress configurations.
 	PublicEndpoint, EgressEndpoint string
-	Started                        time.Time
-	Logger                         *slog.Logger
+	// ProxyToUpstreams is whether tenants that are added are dialled with a PROXY header, if the request does not say.
+	ProxyToUpstreams bool
+	Started          time.Time
+	Logger           *slog.Logger
 	// Audit takes a line for each change; nil drops them.
 	Audit *audit.Log
 

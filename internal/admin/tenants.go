@@ -19,7 +19,7 @@ func (b *Broker) listTenants(r *http.Request) (any, error) {
 	}
 	out := []Tenant{}
 	for _, t := range b.Tenants.List() {
-		out = append(out, showTenant(t, nodes[t.Name], connected[t.Name]))
+		out = append(out, b.describe(t, nodes[t.Name], connected[t.Name]))
 	}
 	return out, nil
 }
@@ -33,10 +33,10 @@ func (b *Broker) showTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return showTenant(t, nodes[t.Name], connected[t.Name]), nil
+	return b.describe(t, nodes[t.Name], connected[t.Name]), nil
 }
 
-func showTenant(t tenant.Tenant, nodes, connected int) Tenant {
+func (b *Broker) describe(t tenant.Tenant, nodes, connected int) Tenant {
 	out := Tenant{
 		Name: t.Name, Address: t.Address, ServerName: t.ServerName, CreatedAt: t.CreatedAt, Nodes: nodes, Connected: connected,
 		Access: Access{Account: t.Access.Account, Expires: t.Access.Expires, Warnings: t.Access.Warnings},
@@ -44,7 +44,7 @@ func showTenant(t tenant.Tenant, nodes, connected int) Tenant {
 	if t.Access.Account != "" {
 		out.Access.Rights = enroll.Rights()
 	}
-	return out
+	return b.showFront(out, t)
 }
 
 func (b *Broker) addTenant(r *http.Request) (any, error) {
@@ -55,7 +55,7 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if _, there := b.Tenants.Get(req.Name); there {
 		return nil, &Error{http.StatusConflict, fmt.Sprintf("tenant %s exists already: give it another kubeconfig with `broker tenant update`, or remove it first", req.Name)}
 	}
-	t, err := b.provision(r.Context(), req)
+	t, err := b.provision(r.Context(), req, tenant.Tenant{ProxyProtocol: b.ProxyToUpstreams})
 	if err != nil {
 		return nil, err
 	}
@@ -69,18 +69,26 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	case errors.Is(err, tenant.ErrExists):
 		return nil, &Error{http.StatusConflict, err.Error()}
 	case err != nil:
-		return nil, err
+		return nil, taken(err)
 	}
 	b.auditTenant(r.Context(), t, "add")
-	return showTenant(t, 0, 0), b.settled(r.Context(), t.Name, true)
+	if err := b.settled(r.Context(), t.Name, true); err != nil {
+		return nil, err
+	}
+	out := b.describe(t, 0, 0)
+	out.Warnings = b.nameWarnings(r.Context(), t)
+	return out, nil
 }
 
 // provision turns an administrator's kubeconfig into a tenant with the broker's own access. The administrator's
 // is in memory only, and only for as long as this takes.
-func (b *Broker) provision(ctx context.Context, req TenantRequest) (tenant.Tenant, error) {
+func (b *Broker) provision(ctx context.Context, req TenantRequest, had tenant.Tenant) (tenant.Tenant, error) {
 	t, err := tenant.FromKubeconfig(req.Name, []byte(req.Kubeconfig))
 	if err != nil {
 		return t, &Error{http.StatusBadRequest, err.Error()}
+	}
+	if t, err = req.into(t, had); err != nil {
+		return t, err
 	}
 	t, err = b.Provision(ctx, t)
 	if errors.Is(err, enroll.ErrUnavailable) {
@@ -89,7 +97,8 @@ func (b *Broker) provision(ctx context.Context, req TenantRequest) (tenant.Tenan
 	return t, err
 }
 
-// updateTenant gives a tenant a new account's token, and the address and CA that the kubeconfig holds.
+// updateTenant gives a tenant a new account's token, and the address and CA that the kubeconfig holds, if there is one; and other
+// upstreams and hosts, if the request says so.
 func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	req, err := read[TenantRequest](r)
 	if err != nil {
@@ -98,30 +107,45 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	if req.Name != r.PathValue("tenant") {
 		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("the request is for tenant %q, its body for %q", r.PathValue("tenant"), req.Name)}
 	}
-	if _, err := b.tenant(req.Name); err != nil {
+	had, err := b.tenant(req.Name)
+	if err != nil {
 		return nil, err
 	}
-	fresh, err := b.provision(r.Context(), req)
+	fresh := had
+	if req.Kubeconfig == "" {
+		_, err = req.into(had, had)
+	} else {
+		fresh, err = b.provision(r.Context(), req, had)
+	}
 	if err != nil {
 		return nil, err
 	}
 	err = b.Tenants.Update(r.Context(), req.Name, func(t tenant.Tenant) (tenant.Tenant, error) {
+		if req.Kubeconfig == "" {
+			fresh = t
+		}
+		var err error
 		fresh.CreatedAt = t.CreatedAt // it is the same tenant: what was issued to it stays good
-		return fresh, nil
+		fresh, err = req.into(fresh, t)
+		return fresh, err
 	})
 	if errors.Is(err, tenant.ErrNotFound) {
 		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", req.Name)}
 	}
 	if err != nil {
-		return nil, err
+		return nil, taken(err)
 	}
 	b.auditTenant(r.Context(), fresh, "update")
 	nodes, connected, err := b.counts(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	return showTenant(fresh, nodes[fresh.Name], connected[fresh.Name]),
-		b.seen(r.Context(), fresh.Name, func(t tenant.Tenant, there bool) bool { return there && t.Equal(fresh) })
+	if err := b.seen(r.Context(), fresh.Name, func(t tenant.Tenant, there bool) bool { return there && t.Equal(fresh) }); err != nil {
+		return nil, err
+	}
+	out := b.describe(fresh, nodes[fresh.Name], connected[fresh.Name])
+	out.Warnings = b.nameWarnings(r.Context(), fresh)
+	return out, nil
 }
 
 func (b *Broker) auditTenant(ctx context.Context, t tenant.Tenant, action string) {

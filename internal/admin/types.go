@@ -47,7 +47,21 @@ type Condition struct {
 type TenantRequest struct {
 	Name string `json:"name"`
 	// Kubeconfig of an administrator of the tenant, self-contained. It is used once and not kept.
-	Kubeconfig string `json:"kubeconfig"`
+	// With an update it may be empty: the access stays as it is.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Upstreams, Hosts and ProxyProtocol are the tenant's of those names; nil = as they are, or for a new tenant the default.
+	Upstreams     *[]string `json:"upstreams,omitempty"`
+	Hosts         *[]string `json:"hosts,omitempty"`
+	ProxyProtocol *bool     `json:"proxyProtocol,omitempty"`
+}
+
+// Upstream is one address of a tenant's API server.
+type Upstream struct {
+	Address string `json:"address"`
+	// Up is false since a connection there failed.
+	Up bool `json:"up"`
+	// Error is why it failed.
+	Error string `json:"error,omitempty"`
 }
 
 // Tenant is a hosted control plane.
@@ -59,6 +73,15 @@ type Tenant struct {
 	Nodes      int       `json:"nodes"`
 	Connected  int       `json:"connected"`
 	Access     Access    `json:"access"`
+	// Front is the URL by which clients reach the API server through the broker's port; empty where front.domain is.
+	Front string `json:"front,omitempty"`
+	// Hosts lead there too, by SNI.
+	Hosts []string `json:"hosts,omitempty"`
+	// Upstreams are all addresses, in the order in which they are dialled.
+	Upstreams     []Upstream `json:"upstreams"`
+	ProxyProtocol bool       `json:"proxyProtocol,omitempty"`
+	// Warnings say what was found to be wrong when the tenant was added or changed.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Access is what the broker acts with at a tenant.

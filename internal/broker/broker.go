@@ -328,7 +328,8 @@ func (b *broker) admin(st *store.Store, access *enroll.Access, minter *enroll.Se
 			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
 		},
 		PublicEndpoint: b.cfg.Front.PublicEndpoint, EgressEndpoint: b.cfg.Egress.PublicEndpoint,
-		Started: b.started, Logger: b.log, Audit: b.audit,
+		ProxyToUpstreams: b.cfg.Front.ProxyProtocol.ToUpstreams,
+		Started:          b.started, Logger: b.log, Audit: b.audit,
 	}
 }
 

@@ -52,7 +52,7 @@ type BrokerFront struct {
 // BrokerPassthrough bounds the connections that are passed on by SNI. Who makes them shows himself to the API server and
 // never to the broker, so they are bounded as long as they live. What is over a bound is closed at once.
 type BrokerPassthrough struct {
-	// MaxConnections at one time. Default 16384: with two sockets each that is within half of the files that systemd lets a service open, and 0.5 GB at most.
+	// MaxConnections at one time. Default 16384: each has two sockets and some 15 KB, in all 32,768 files and 250 MB beside the kernel's buffers.
 	MaxConnections int `json:"maxConnections"`
 	// MaxPerTenant at one time. Default 2048: a thousand nodes that are let out directly, of which each keeps one or two open;
 	// and it takes eight tenants to shut others out.

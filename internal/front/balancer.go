@@ -2,6 +2,9 @@ package front
 
 import (
 	"context"
+	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -35,8 +38,12 @@ func (s *Server) introduced(ctx context.Context, wg *sync.WaitGroup, conn net.Co
 		<-s.headers
 		if err != nil {
 			s.routed.WithLabelValues(outcome(err)).Inc()
-			// Told, unlike a stranger's nonsense: the balancer or the configuration is wrong.
-			s.cfg.Logger.Info("load balancer's connection closed: is it set to send PROXY headers (front.proxyProtocol.trusted)?", "remote", conn.RemoteAddr().String(), "err", err)
+			// Told, unlike a stranger's nonsense: the balancer or the configuration is wrong. But many look whether the port is open, and say nothing.
+			level := slog.LevelInfo
+			if errors.Is(err, io.EOF) {
+				level = slog.LevelDebug
+			}
+			s.cfg.Logger.Log(ctx, level, "load balancer's connection closed: is it set to send PROXY headers (front.proxyProtocol.trusted)?", "remote", conn.RemoteAddr().String(), "err", err)
 			conn.Close()
 			return
 		}

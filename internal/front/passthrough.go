@@ -135,8 +135,12 @@ func (l *lines) pass(ctx context.Context, conn *guest, to destination) {
 		log.Debug("connection to an API server closed: it can't be reached", "err", err)
 		return
 	}
-	l.total.WithLabelValues(to.tenant, "passed").Inc()
+	if ctx.Err() == nil { // else the tenant was removed, and nothing more is counted of it
+		l.total.WithLabelValues(to.tenant, "passed").Inc()
+	}
 	began, client := time.Now(), socket(conn)
+	first := int64(len(to.hello))
+	to.hello, conn.r = nil, nil // it may be here for days
 	defer context.AfterFunc(ctx, func() {
 		splice.Abort(client)
 		splice.Abort(api)
@@ -145,7 +149,7 @@ func (l *lines) pass(ctx context.Context, conn *guest, to destination) {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	log.Debug("connection to an API server ended", "sni", to.name, "up", up+int64(len(to.hello)), "down", down, "after", time.Since(began), "err", err)
+	log.Debug("connection to an API server ended", "sni", to.name, "up", up+first, "down", down, "after", time.Since(began), "err", err)
 }
 
 // dial connects to the API server, and gives it the hello.
