@@ -79,6 +79,7 @@ func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 	s.Admitted()
 	b.admitted.Add(1)
 	s.OnEnd(b.holders.enter(s, id))
+	s.OnEnd(b.networks.enter(s, id))
 	b.board.Enter(s, id.Tenant, id.Name, func() (wire.Code, error) {
 		code, told := wire.OK, ""
 		if err := b.stillAdmitted(ctx, s, line); err != nil {

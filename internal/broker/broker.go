@@ -98,6 +98,7 @@ type broker struct {
 
 	ca       *authority
 	holders  *holders
+	networks *networks
 	gate     *gate
 	clients  *enroll.Clients
 	cert     *serverCert
@@ -153,6 +154,7 @@ func (b *broker) runWhole(ctx context.Context, st *store.Store) error {
 	}
 	b.keepHosts(ctx, g, st)
 	b.watchNodes(ctx, g, st)
+	b.learnNetworks(ctx, g)
 	b.serve(ctx, g, st, ln)
 	err = g.Wait()
 	ln.close()      // what served on them has closed most of them
@@ -204,6 +206,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	b.tokens.Audit = b.audit
 	b.nodes = enroll.NewNodes(st, b.log)
 	b.clients = enroll.NewClients(b.tenants, nil)
+	b.networks = newNetworks(b.log)
 	b.board = switchboard.New(switchboard.Config{Registerer: b.metrics, Logger: b.log})
 	b.door = b.newDoor()
 	t := b.cfg.Tunnel
