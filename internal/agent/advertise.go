@@ -31,6 +31,7 @@ type advertised struct {
 	add, remove func(netip.Addr) error
 	boot        func() (string, error)
 	lookup      func(ctx context.Context, host string) ([]netip.Addr, error)
+	open        func(at string) (net.Listener, error)
 }
 
 func newAdvertised(a *Agent) *advertised {
@@ -38,6 +39,7 @@ func newAdvertised(a *Agent) *advertised {
 	return &advertised{
 		agent: a, serving: map[netip.AddrPort]func(){}, ctx: ctx, stop: stop,
 		way: hostnet.WayTo, add: hostnet.AddLoopback, remove: hostnet.RemoveLoopback, boot: hostnet.BootID,
+		open: func(at string) (net.Listener, error) { return net.Listen("tcp", at) },
 		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},
@@ -187,7 +189,7 @@ func (v *advertised) listen(at netip.AddrPort) error {
 	if v.serving[at] != nil {
 		return nil
 	}
-	l, err := net.Listen("tcp", at.String())
+	l, err := v.open(at.String())
 	if err != nil {
 		return fmt.Errorf("listen on the control plane's address: %w", err)
 	}
