@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"strings"
@@ -36,6 +37,7 @@ func TestClusterTraffic(t *testing.T) {
 		{"PodsProxyAndServicesProxy", false, (*suite).proxies},
 		{"Fault30WhatIsNoPod", false, (*suite).noPod},
 		{"APIFromPod", false, (*suite).apiFromPod},
+		{"APINotForNeighbours", false, (*suite).neighbour},
 		{"AgentKilled", false, (*suite).webhookNodeKilled},
 		{"NothingElseLeftTheSites", false, (*suite).nothingElseLeft},
 		{"AddressGoesWithReset", false, (*suite).addressReset},
@@ -310,6 +312,24 @@ func (s *suite) apiFromPod(t *testing.T) {
 			t.Errorf("what the pod of %s may not read: %q, %v", n.name, out, err)
 		}
 	}
+}
+
+// neighbour: who is on the site's network, and sends to the control plane's address by way of the node, is turned away.
+// Seen answered (with a TLS alert of the API server's) with apiEndpoint.allow left out.
+func (s *suite) neighbour(t *testing.T) {
+	site := s.nodes[0].box.Site
+	host, _, _ := net.SplitHostPort(s.acme.AdvertisedAddress())
+	must(t, site.Router.IP("route add "+host+"/32 via "+harness.NodeAddress))
+	conn, err := site.Router.Dial(s.ctx, "tcp", s.acme.AdvertisedAddress())
+	must(t, err)
+	defer conn.Close()
+	must(t, conn.SetDeadline(time.Now().Add(15*time.Second)))
+	_, _ = conn.Write([]byte("GET / HTTP/1.0\r\n\r\n")) // which a TLS server answers in plain words
+	got, err := io.ReadAll(conn)
+	if timeout, ok := err.(net.Error); len(got) > 0 || ok && timeout.Timeout() {
+		t.Errorf("a neighbour of the node got %q, %v from the control plane's address", got, err)
+	}
+	must(t, site.Router.IP("route del "+host+"/32"))
 }
 
 // onLoopback returns nil if the control plane's address is on the machine's lo, or is not, as wanted.

@@ -2,10 +2,12 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,6 +82,7 @@ away, or when the API server has moved. Nodes, tokens and egress certificates st
 
 func addKubeconfig(c *cobra.Command, path *string) {
 	c.Flags().StringVar(path, "kubeconfig", "", "administrator's kubeconfig, or - for standard input (required); it is not kept")
+	c.Flags().StringSlice("service-cidr", nil, "ranges of the tenant's Services, where its API server does not tell them; \""+admin.LearnServiceCIDRs+"\" takes back what was set")
 	c.MarkFlagRequired("kubeconfig")
 	c.MarkFlagFilename("kubeconfig")
 }
@@ -90,7 +93,8 @@ func tenantRequest(c *cobra.Command, name, kubeconfig string) (admin.TenantReque
 		return admin.TenantRequest{}, err
 	}
 	flat, err := flattenKubeconfig(kubeconfig, data)
-	return admin.TenantRequest{Name: name, Kubeconfig: string(flat)}, err
+	cidrs, flagErr := c.Flags().GetStringSlice("service-cidr")
+	return admin.TenantRequest{Name: name, Kubeconfig: string(flat), ServiceCIDRs: cidrs}, errors.Join(err, flagErr)
 }
 
 func tellTenant(c *cobra.Command, t admin.Tenant, done string) {
@@ -178,6 +182,9 @@ func tenantDetails(w io.Writer, t admin.Tenant) {
 	row(w, "Account:", cmp.Or(t.Access.Account, "an administrator's: run `broker tenant update`"))
 	if !t.Access.Expires.IsZero() {
 		row(w, "Token until:", t.Access.Expires.Format(time.RFC3339)+", renewed by itself")
+	}
+	if len(t.ServiceCIDRs) > 0 {
+		row(w, "Services in:", strings.Join(t.ServiceCIDRs, ", ")+" (set by an operator)")
 	}
 	for _, warning := range t.Access.Warnings {
 		row(w, "Warning:", warning)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 
 	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enroll"
@@ -41,6 +42,9 @@ func showTenant(t tenant.Tenant, nodes, connected int) Tenant {
 		Name: t.Name, Address: t.Address, ServerName: t.ServerName, CreatedAt: t.CreatedAt, Nodes: nodes, Connected: connected,
 		Access: Access{Account: t.Access.Account, Expires: t.Access.Expires, Warnings: t.Access.Warnings},
 	}
+	for _, p := range t.ServiceCIDRs {
+		out.ServiceCIDRs = append(out.ServiceCIDRs, p.String())
+	}
 	if t.Access.Account != "" {
 		out.Access.Rights = enroll.Rights()
 	}
@@ -52,6 +56,10 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	cidrs, err := serviceCIDRs(req, nil)
+	if err != nil {
+		return nil, err
+	}
 	if _, there := b.Tenants.Get(req.Name); there {
 		return nil, &Error{http.StatusConflict, fmt.Sprintf("tenant %s exists already: give it another kubeconfig with `broker tenant update`, or remove it first", req.Name)}
 	}
@@ -59,6 +67,7 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.ServiceCIDRs = cidrs
 	b.tenantChange.Lock()
 	defer b.tenantChange.Unlock()
 	// What a removal left that was cut short must not come back to life under the new tenant.
@@ -89,6 +98,27 @@ func (b *Broker) provision(ctx context.Context, req TenantRequest) (tenant.Tenan
 	return t, err
 }
 
+// serviceCIDRs are the ranges of Services that a request sets, or those that were set before.
+func serviceCIDRs(req TenantRequest, before []netip.Prefix) ([]netip.Prefix, error) {
+	switch {
+	case len(req.ServiceCIDRs) == 0:
+		return before, nil
+	case len(req.ServiceCIDRs) == 1 && req.ServiceCIDRs[0] == LearnServiceCIDRs:
+		return nil, nil
+	case len(req.ServiceCIDRs) > wire.MaxServiceCIDRs:
+		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("%d service CIDRs, at most %d are taken", len(req.ServiceCIDRs), wire.MaxServiceCIDRs)}
+	}
+	var out []netip.Prefix
+	for _, s := range req.ServiceCIDRs {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return nil, &Error{http.StatusBadRequest, fmt.Sprintf("service CIDR %.80q: want a prefix with no bits behind it, such as 10.96.0.0/12, or %q", s, LearnServiceCIDRs)}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
 // updateTenant gives a tenant a new account's token, and the address and CA that the kubeconfig holds.
 func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	req, err := read[TenantRequest](r)
@@ -98,7 +128,11 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	if req.Name != r.PathValue("tenant") {
 		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("the request is for tenant %q, its body for %q", r.PathValue("tenant"), req.Name)}
 	}
-	if _, err := b.tenant(req.Name); err != nil {
+	was, err := b.tenant(req.Name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := serviceCIDRs(req, was.ServiceCIDRs); err != nil {
 		return nil, err
 	}
 	fresh, err := b.provision(r.Context(), req)
@@ -106,6 +140,7 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 		return nil, err
 	}
 	err = b.Tenants.Update(r.Context(), req.Name, func(t tenant.Tenant) (tenant.Tenant, error) {
+		fresh.ServiceCIDRs, _ = serviceCIDRs(req, t.ServiceCIDRs)
 		fresh.CreatedAt = t.CreatedAt // it is the same tenant: what was issued to it stays good
 		return fresh, nil
 	})

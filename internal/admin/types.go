@@ -48,7 +48,13 @@ type TenantRequest struct {
 	Name string `json:"name"`
 	// Kubeconfig of an administrator of the tenant, self-contained. It is used once and not kept.
 	Kubeconfig string `json:"kubeconfig"`
+	// ServiceCIDRs are the ranges of the tenant's Services. None: as they were set before; LearnServiceCIDRs alone: the
+	// API server's word.
+	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
 }
+
+// LearnServiceCIDRs in place of ranges takes back what was set.
+const LearnServiceCIDRs = "learn"
 
 // Tenant is a hosted control plane.
 type Tenant struct {
@@ -59,6 +65,8 @@ type Tenant struct {
 	Nodes      int       `json:"nodes"`
 	Connected  int       `json:"connected"`
 	Access     Access    `json:"access"`
+	// ServiceCIDRs are the ranges of its Services, if an operator set them.
+	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
 }
 
 // Access is what the broker acts with at a tenant.

@@ -76,6 +76,7 @@ func TestClusterTrafficThroughTheBroker(t *testing.T) {
 	_, told := b.listening(t, r)
 	_, othersTold := other.listening(t, r)
 	hears(t, told, whole)
+	r.logs.await(t, `msg="the pod networks of the tenant's nodes are known" tenant=acme nodes=1`)
 
 	dial := func(tenant, target, want string) {
 		t.Helper()

@@ -193,7 +193,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (r *run) tellNodes() {
-	r.learner.cfg.Board.SetNodes(r.tenant.Name, nodesOf(r.nodes.GetStore().List()))
+	nodes := nodesOf(r.nodes.GetStore().List())
+	r.learner.cfg.Board.SetNodes(r.tenant.Name, nodes)
+	r.log.Debug("the pod networks of the tenant's nodes are known", "nodes", len(nodes))
 }
 
 func (r *run) tellServices() {
