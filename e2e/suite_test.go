@@ -46,6 +46,8 @@ type suite struct {
 	acme, globex *harness.Tenant
 	nodes        []*node // acme/edge-1, acme/edge-2, globex/edge-1
 
+	appCA string // of the pod that serves, in PEM and base64
+
 	start time.Time
 	rows  []row
 }

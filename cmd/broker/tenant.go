@@ -82,7 +82,7 @@ nothing else changes. What goes on at the time goes on.`,
 			if kubeconfig != "" {
 				req, err = tenantRequest(c, args[0], kubeconfig)
 			} else if !way.given(c) {
-				err = errors.New("nothing to change: give --kubeconfig, --upstream, --host or --proxy-protocol")
+				err = errors.New("nothing to change: give --kubeconfig, --upstream, --host, --proxy-protocol or --service-cidr")
 			}
 			if err != nil {
 				return usageError{err}
@@ -105,17 +105,19 @@ nothing else changes. What goes on at the time goes on.`,
 type tenantWay struct {
 	upstreams, hosts []string
 	proxyProtocol    bool
+	serviceCIDRs     []string
 }
 
 func (w *tenantWay) flags(c *cobra.Command) {
 	c.Flags().StringArrayVar(&w.upstreams, "upstream", nil, "a further host:port of the API server, dialled where those before it don't answer; repeat it for more")
 	c.Flags().StringArrayVar(&w.hosts, "host", nil, "a further DNS name that leads to the API server through the broker's port; repeat it for more")
 	c.Flags().BoolVar(&w.proxyProtocol, "proxy-protocol", false, "begin each connection to the API server with a PROXY header of version 2 (default: front.proxyProtocol.toUpstreams)")
+	c.Flags().StringSliceVar(&w.serviceCIDRs, "service-cidr", nil, "ranges of the tenant's Services, where its API server does not tell them; \""+admin.LearnServiceCIDRs+"\" takes back what was set")
 }
 
 // given tells whether one of the flags is.
 func (w *tenantWay) given(c *cobra.Command) bool {
-	return c.Flags().Changed("upstream") || c.Flags().Changed("host") || c.Flags().Changed("proxy-protocol")
+	return c.Flags().Changed("upstream") || c.Flags().Changed("host") || c.Flags().Changed("proxy-protocol") || c.Flags().Changed("service-cidr")
 }
 
 // into puts into a request what was given.
@@ -133,6 +135,7 @@ func (w *tenantWay) into(c *cobra.Command, req *admin.TenantRequest) {
 	if c.Flags().Changed("proxy-protocol") {
 		req.ProxyProtocol = &w.proxyProtocol
 	}
+	req.ServiceCIDRs = w.serviceCIDRs
 }
 
 func addKubeconfig(c *cobra.Command, path *string) {
@@ -257,6 +260,9 @@ func tenantDetails(w io.Writer, t admin.Tenant) {
 	row(w, "Account:", cmp.Or(t.Access.Account, "an administrator's: run `broker tenant update`"))
 	if !t.Access.Expires.IsZero() {
 		row(w, "Token until:", t.Access.Expires.Format(time.RFC3339)+", renewed by itself")
+	}
+	if len(t.ServiceCIDRs) > 0 {
+		row(w, "Services in:", strings.Join(t.ServiceCIDRs, ", ")+" (set by an operator)")
 	}
 	for _, warning := range t.Access.Warnings {
 		row(w, "Warning:", warning)

@@ -42,11 +42,18 @@ const containerdConfig = `version = 2
     conf_dir = "/etc/cni/net.d"
 `
 
-const cniConfig = `{"cniVersion": "0.4.0", "name": "pods", "plugins": [{
-  "type": "bridge", "bridge": "cni0", "isGateway": true,
-  "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni"}
+// cniConfig has pods' addresses from a range that is the same on each machine.
+var cniConfig = cniConfigOf("10.88.0.0/24")
+
+func cniConfigOf(subnet string) string {
+	return `{"cniVersion": "0.4.0", "name": "pods", "plugins": [{
+  "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+  "ipam": {"type": "host-local", "ranges": [[{"subnet": "` + subnet + `"}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni"}
 }]}
 `
+}
+
+const cniPath = "etc/cni/net.d/10-pods.conflist"
 
 // NewBox installs a machine at a site: a disk with containerd's and the CNI's configuration.
 func (s *Site) NewBox(hostname string) (*Box, error) {
@@ -56,19 +63,19 @@ func (s *Site) NewBox(hostname string) (*Box, error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
 	}
-	for _, program := range []string{e.Tool("kubelet"), e.Tool("kubectl"), e.Product("edge-agent"), e.Product("timeshift")} {
+	for _, program := range []string{e.Tool("kubelet"), e.Tool("kube-proxy"), e.Tool("kubectl"), e.Product("edge-agent"), e.Product("timeshift")} {
 		if err := copyFile(program, filepath.Join(bin, filepath.Base(program))); err != nil && !os.IsExist(err) {
 			return nil, err
 		}
 	}
 	for path, content := range map[string]string{
-		"etc/hostname":                   hostname + "\n",
-		"etc/hosts":                      "127.0.0.1 localhost\n" + NodeAddress + " " + hostname + "\n" + s.brokerHosts(),
-		"etc/resolv.conf":                "# no name server: names that are not in /etc/hosts have no answer\n",
-		"etc/machine-id":                 machineID(s.Name),
-		"etc/site":                       s.Name + "\n",
-		"etc/containerd/config.toml":     containerdConfig,
-		"etc/cni/net.d/10-pods.conflist": cniConfig,
+		"etc/hostname":               hostname + "\n",
+		"etc/hosts":                  "127.0.0.1 localhost\n" + NodeAddress + " " + hostname + "\n" + s.brokerHosts(),
+		"etc/resolv.conf":            "# no name server: names that are not in /etc/hosts have no answer\n",
+		"etc/machine-id":             machineID(s.Name),
+		"etc/site":                   s.Name + "\n",
+		"etc/containerd/config.toml": containerdConfig,
+		cniPath:                      cniConfig,
 	} {
 		if err := b.Write(path, content); err != nil {
 			return nil, err

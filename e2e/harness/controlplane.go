@@ -19,6 +19,9 @@ type Tenant struct {
 	// EgressTTL is how long the certificate lives that its API server shows the broker; 0 = the broker's default.
 	EgressTTL time.Duration
 
+	// PodCIDR, if set before Start, is where the nodes get their podCIDRs from; and the API server serves aggregated APIs.
+	PodCIDR string
+
 	platform *Platform
 	procs    []*Proc
 }
@@ -92,12 +95,16 @@ func (t *Tenant) Start(ctx context.Context) error {
 	}
 	t.procs = append(t.procs, proc)
 	p := t.platform
-	if err := t.start("kube-controller-manager", p.argv(p.env.Tool("kube-controller-manager"),
-		"--kubeconfig="+filepath.Join(t.Dir, "controller-manager.conf"), "--leader-elect=false",
+	var allocate []string
+	if t.PodCIDR != "" {
+		allocate = []string{"--allocate-node-cidrs=true", "--cluster-cidr=" + t.PodCIDR, "--configure-cloud-routes=false"}
+	}
+	if err := t.start("kube-controller-manager", p.argv(append([]string{p.env.Tool("kube-controller-manager"),
+		"--kubeconfig=" + filepath.Join(t.Dir, "controller-manager.conf"), "--leader-elect=false",
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+1),
-		"--cluster-signing-cert-file="+t.pki("ca.crt"), "--cluster-signing-key-file="+t.pki("ca.key"),
-		"--root-ca-file="+t.pki("ca.crt"), "--service-account-private-key-file="+t.pki("sa.key"),
-		"--use-service-account-credentials=true", "--controllers=*,bootstrapsigner,tokencleaner")); err != nil {
+		"--cluster-signing-cert-file=" + t.pki("ca.crt"), "--cluster-signing-key-file=" + t.pki("ca.key"),
+		"--root-ca-file=" + t.pki("ca.crt"), "--service-account-private-key-file=" + t.pki("sa.key"),
+		"--use-service-account-credentials=true", "--controllers=*,bootstrapsigner,tokencleaner"}, allocate...)...)); err != nil {
 		return err
 	}
 	if err := t.start("kube-scheduler", p.argv(p.env.Tool("kube-scheduler"),
@@ -140,7 +147,16 @@ func (t *Tenant) StartAPIServer(ctx context.Context, suffix string, port int, ku
 
 // apiServer is the command of an API server that does not know of the broker yet.
 func (t *Tenant) apiServer(port int) []string {
-	return []string{t.platform.env.Tool("kube-apiserver"),
+	var aggregate []string
+	if t.PodCIDR != "" {
+		aggregate = []string{
+			"--requestheader-client-ca-file=" + t.pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client",
+			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+			"--proxy-client-cert-file=" + t.pki("front-proxy-client.crt"), "--proxy-client-key-file=" + t.pki("front-proxy-client.key"),
+		}
+	}
+	return append([]string{t.platform.env.Tool("kube-apiserver"),
 		"--etcd-servers=http://" + etcdAddress, "--etcd-prefix=/" + t.Name,
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--advertise-address=" + advertisedAddr,
 		"--tls-cert-file=" + t.pki("apiserver.crt"), "--tls-private-key-file=" + t.pki("apiserver.key"),
@@ -150,7 +166,7 @@ func (t *Tenant) apiServer(port int) []string {
 		"--service-account-key-file=" + t.pki("sa.pub"), "--service-account-signing-key-file=" + t.pki("sa.key"),
 		"--kubelet-client-certificate=" + t.pki("apiserver-kubelet-client.crt"),
 		"--kubelet-client-key=" + t.pki("apiserver-kubelet-client.key"),
-	}
+	}, aggregate...)
 }
 
 func (t *Tenant) startAPIServer(ctx context.Context, suffix string, port int, argv []string) (*Proc, error) {

@@ -109,7 +109,7 @@ func (e *Env) prepare(ctx context.Context, root string) error {
 	if err != nil {
 		return err
 	}
-	if err := image.Write(e.imageArchive(), busybox, splitLines(applets)); err != nil {
+	if err := image.Write(e.imageArchive(), busybox, splitLines(applets), e.Product("podapp")); err != nil {
 		return err
 	}
 	return e.startReaper()

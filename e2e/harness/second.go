@@ -44,7 +44,9 @@ func (s *Site) brokerHosts() string {
 	return first
 }
 
-func (p *Platform) secondSocket() string { return filepath.Join(p.env.Dir(), "broker-2", "broker.sock") }
+func (p *Platform) secondSocket() string {
+	return filepath.Join(p.env.Dir(), "broker-2", "broker.sock")
+}
 
 // StartSecondBroker starts another broker of the platform's store, also again, and waits until it takes commands.
 func (p *Platform) StartSecondBroker(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 
 	"github.com/mooring-edge/mooring/internal/audit"
 	"github.com/mooring-edge/mooring/internal/enroll"
@@ -41,6 +42,9 @@ func (b *Broker) describe(t tenant.Tenant, nodes, connected int) Tenant {
 		Name: t.Name, Address: t.Address, ServerName: t.ServerName, CreatedAt: t.CreatedAt, Nodes: nodes, Connected: connected,
 		Access: Access{Account: t.Access.Account, Expires: t.Access.Expires, Warnings: t.Access.Warnings},
 	}
+	for _, p := range t.ServiceCIDRs {
+		out.ServiceCIDRs = append(out.ServiceCIDRs, p.String())
+	}
 	if t.Access.Account != "" {
 		out.Access.Rights = enroll.Rights()
 	}
@@ -52,6 +56,10 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	cidrs, err := serviceCIDRs(req, nil)
+	if err != nil {
+		return nil, err
+	}
 	if _, there := b.Tenants.Get(req.Name); there {
 		return nil, &Error{http.StatusConflict, fmt.Sprintf("tenant %s exists already: give it another kubeconfig with `broker tenant update`, or remove it first", req.Name)}
 	}
@@ -59,6 +67,7 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.ServiceCIDRs = cidrs
 	b.tenantChange.Lock()
 	defer b.tenantChange.Unlock()
 	// What a removal left that was cut short must not come back to life under the new tenant.
@@ -97,8 +106,29 @@ func (b *Broker) provision(ctx context.Context, req TenantRequest, had tenant.Te
 	return t, err
 }
 
+// serviceCIDRs are the ranges of Services that a request sets, or those that were set before.
+func serviceCIDRs(req TenantRequest, before []netip.Prefix) ([]netip.Prefix, error) {
+	switch {
+	case len(req.ServiceCIDRs) == 0:
+		return before, nil
+	case len(req.ServiceCIDRs) == 1 && req.ServiceCIDRs[0] == LearnServiceCIDRs:
+		return nil, nil
+	case len(req.ServiceCIDRs) > wire.MaxServiceCIDRs:
+		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("%d service CIDRs, at most %d are taken", len(req.ServiceCIDRs), wire.MaxServiceCIDRs)}
+	}
+	var out []netip.Prefix
+	for _, s := range req.ServiceCIDRs {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return nil, &Error{http.StatusBadRequest, fmt.Sprintf("service CIDR %.80q: want a prefix with no bits behind it, such as 10.96.0.0/12, or %q", s, LearnServiceCIDRs)}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
 // updateTenant gives a tenant a new account's token, and the address and CA that the kubeconfig holds, if there is one; and other
-// upstreams and hosts, if the request says so.
+// upstreams, hosts and ranges of Services, if the request says so.
 func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	req, err := read[TenantRequest](r)
 	if err != nil {
@@ -109,6 +139,9 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	}
 	had, err := b.tenant(req.Name)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := serviceCIDRs(req, had.ServiceCIDRs); err != nil {
 		return nil, err
 	}
 	fresh := had
@@ -125,6 +158,7 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 			fresh = t
 		}
 		var err error
+		fresh.ServiceCIDRs, _ = serviceCIDRs(req, t.ServiceCIDRs)
 		fresh.CreatedAt = t.CreatedAt // it is the same tenant: what was issued to it stays good
 		fresh, err = req.into(fresh, t)
 		return fresh, err

@@ -53,6 +53,9 @@ type TenantRequest struct {
 	Upstreams     *[]string `json:"upstreams,omitempty"`
 	Hosts         *[]string `json:"hosts,omitempty"`
 	ProxyProtocol *bool     `json:"proxyProtocol,omitempty"`
+	// ServiceCIDRs are the ranges of the tenant's Services. None: as they were set before; LearnServiceCIDRs alone: the
+	// API server's word.
+	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
 }
 
 // Upstream is one address of a tenant's API server.
@@ -63,6 +66,9 @@ type Upstream struct {
 	// Error is why it failed.
 	Error string `json:"error,omitempty"`
 }
+
+// LearnServiceCIDRs in place of ranges takes back what was set.
+const LearnServiceCIDRs = "learn"
 
 // Tenant is a hosted control plane.
 type Tenant struct {
@@ -82,6 +88,8 @@ type Tenant struct {
 	ProxyProtocol bool       `json:"proxyProtocol,omitempty"`
 	// Warnings say what was found to be wrong when the tenant was added or changed.
 	Warnings []string `json:"warnings,omitempty"`
+	// ServiceCIDRs are the ranges of its Services, if an operator set them.
+	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
 }
 
 // Access is what the broker acts with at a tenant.

@@ -47,6 +47,8 @@ const (
 	condCertificate = "Certificate"
 	condClock       = "Clock"
 	condStorage     = "Storage"
+	condNetwork     = "ClusterNetwork"
+	condAdvertise   = "APIForPods"
 
 	// reasonPending is the reason of condEnrolled while an operator has to approve the box.
 	reasonPending = "Pending"
@@ -64,23 +66,27 @@ const (
 
 // Agent is one node's agent.
 type Agent struct {
-	cfg        *config.Agent
-	logger     *slog.Logger
-	configured []netip.Addr // node.addresses
-	serial     string       // the machine's; may be empty
-	joiner     *join.Joiner
-	health     *health.Tracker
-	registry   *prometheus.Registry
-	metrics    *metrics
-	client     *tunnel.Client
-	lineage    *lineage
-	console    *console
-	proxy      func(*url.URL) (*url.URL, error)
+	cfg          *config.Agent
+	logger       *slog.Logger
+	configured   []netip.Addr   // node.addresses
+	serviceCIDRs []netip.Prefix // dial.serviceCIDRs
+	serial       string         // the machine's; may be empty
+	joiner       *join.Joiner
+	health       *health.Tracker
+	registry     *prometheus.Registry
+	metrics      *metrics
+	client       *tunnel.Client
+	lineage      *lineage
+	console      *console
+	proxy        func(*url.URL) (*url.URL, error)
 
-	changing    sync.Mutex      // orders what changes the identity
-	nudges      chan join.Nudge // holds one
-	bundles     chan bundleOf   // holds one
-	kubeletWoke chan struct{}   // holds one: look at the kubelet's certificate now
+	changing    sync.Mutex          // orders what changes the identity
+	nudges      chan join.Nudge     // holds one
+	bundles     chan bundleOf       // holds one
+	told        chan wire.Network   // holds one: what the broker told last
+	podCIDRs    chan []netip.Prefix // holds one: what the API server said last
+	networkWoke chan struct{}       // holds one
+	kubeletWoke chan struct{}       // holds one: look at the kubelet's certificate now
 
 	write        func(path string, data []byte, perm fs.FileMode) error
 	setTime      func(time.Time) error
@@ -93,6 +99,7 @@ type Agent struct {
 	addresses  atomic.Pointer[[]netip.Addr]   // what the last hello attested
 	kubeletAt  atomic.Pointer[netip.AddrPort] // where the kubelet listens, once that is rendered
 	kubelet    atomic.Pointer[kubelet.State]  // as its runner saw it last
+	reach      atomic.Pointer[reach]          // beside the kubelet; nil: nothing yet
 }
 
 // Options are what does not stand in the configuration file.
@@ -126,6 +133,7 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, logger: o.Logger, registry: prometheus.NewRegistry(), console: &console{}, proxy: proxyFor(cfg.Tunnel),
 		nudges: make(chan join.Nudge, 1), bundles: make(chan bundleOf, 1), kubeletWoke: make(chan struct{}, 1),
+		told: make(chan wire.Network, 1), podCIDRs: make(chan []netip.Prefix, 1), networkWoke: make(chan struct{}, 1),
 		write: o.write, setTime: o.setTime, storageEvery: o.storageEvery,
 	}
 	if a.write == nil {
@@ -143,6 +151,9 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 			return nil, fmt.Errorf("node.addresses: %w", err)
 		}
 		a.configured = append(a.configured, addr)
+	}
+	if a.serviceCIDRs, err = parsePrefixes("dial.serviceCIDRs", cfg.Dial.ServiceCIDRs); err != nil {
+		return nil, err
 	}
 	a.health = health.New(health.Config{
 		Ready: []string{condEnrolled, condTunnel, condBootstrap, condKubelet}, BeatLimit: beatLimit, Logger: o.Logger,
@@ -209,7 +220,7 @@ func (a *Agent) newClient() *tunnel.Client {
 			return &tunnel.Dialer{
 				Endpoint: a.endpoint(), TLS: a.joiner.TLS(), Transport: tunnel.Transport(a.cfg.Tunnel.Transport), Proxy: a.proxy,
 				Config: tunnel.Config{
-					Hello: a.hello, Handler: dials.handle, OnBundle: a.onBundle,
+					Hello: a.hello, Handler: dials.handle, OnBundle: a.onBundle, OnNetwork: a.onNetwork,
 					HeartbeatInterval: a.cfg.Tunnel.HeartbeatInterval.Duration, HeartbeatTimeout: a.cfg.Tunnel.HeartbeatTimeout.Duration,
 					Logger: a.logger, Metrics: shared,
 				},
@@ -268,6 +279,9 @@ func (a *Agent) policy() policy {
 			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(a.cfg.Kubelet.Port))
 		},
 	}
+	if r := a.reach.Load(); r != nil {
+		p.reach = func() reach { return *r }
+	}
 	if id := a.identity.Load(); id != nil {
 		p.node = id.Node
 	}
@@ -277,6 +291,7 @@ func (a *Agent) policy() policy {
 func (a *Agent) tunnelUp(s *tunnel.Session) {
 	a.session.Store(s)
 	a.metrics.up.Set(1)
+	a.lookAgain()
 	a.health.Set(condTunnel, health.True, "Up", fmt.Sprintf("connected to %s by %s", a.endpoint(), s.Transport()))
 }
 
@@ -292,6 +307,7 @@ func (a *Agent) tunnelDown(err error) {
 		a.lineage.superseded()
 	}
 	a.metrics.up.Set(0)
+	a.lookAgain() // the broker may have moved to where the control plane is advertised
 	reason, message := a.whyDown(err)
 	a.health.Set(condTunnel, health.False, reason, message)
 	// A node that was removed may have been given a new token meanwhile, which the attempt to renew finds.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -38,6 +39,8 @@ type apiEndpoint struct {
 	sessions sessions
 	logger   *slog.Logger
 	metrics  *metrics
+	// allow says why a client is turned away; nil: nobody is.
+	allow func(remote netip.Addr) error
 }
 
 // serve takes connections until ctx ends, then closes l and all of them.
@@ -66,6 +69,11 @@ func (e *apiEndpoint) serve(ctx context.Context, l net.Listener) error {
 			pause(ctx, 100*time.Millisecond)
 			continue
 		}
+		if err := e.allowed(conn); err != nil {
+			e.logger.Info("local API endpoint: turned a client away", "remote", conn.RemoteAddr().String(), "err", err)
+			conn.Close()
+			continue
+		}
 		select {
 		case slots <- struct{}{}:
 		default:
@@ -78,6 +86,17 @@ func (e *apiEndpoint) serve(ctx context.Context, l net.Listener) error {
 			e.carry(ctx, conn)
 		})
 	}
+}
+
+func (e *apiEndpoint) allowed(conn net.Conn) error {
+	if e.allow == nil {
+		return nil
+	}
+	remote, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return err
+	}
+	return e.allow(remote.Addr().Unmap())
 }
 
 // carry joins one connection with a stream to the API server.

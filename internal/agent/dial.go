@@ -15,7 +15,7 @@ import (
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
-// dialTimeout bounds a dial to the kubelet, which is on this machine: what takes longer is stuck.
+// dialTimeout bounds a dial to the kubelet or a pod, which are on this machine, or a Service: what takes longer is stuck.
 const dialTimeout = 5 * time.Second
 
 // kubeletDialer answers the broker's requests for connections into this node.
@@ -52,7 +52,8 @@ func (d *kubeletDialer) dial(ctx context.Context, kind wire.Kind, target string)
 	if kind != wire.KindDial {
 		return nil, wire.BadRequest, fmt.Errorf("a node takes requests to dial only, not %s", kind)
 	}
-	addr, err := d.policy().permit(target)
+	policy := d.policy()
+	addr, err := policy.permit(target)
 	if err != nil {
 		return nil, wire.Denied, err
 	}
@@ -60,6 +61,9 @@ func (d *kubeletDialer) dial(ctx context.Context, kind wire.Kind, target string)
 	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
 	if err == nil {
 		return conn, wire.OK, nil
+	}
+	if addr != policy.kubelet() {
+		return nil, dialCode(err), fmt.Errorf("%s can't be reached from the node: %w", addr, err)
 	}
 	return nil, dialCode(err), dialError(addr, err)
 }

@@ -149,6 +149,10 @@ func (d *doctor) conditions() {
 			d.fail("storage", oneLine(c.Message), "free space in, or remount, "+d.cfg.StateDir+"; the agent sees it by itself")
 		case condClock:
 			d.fail("system clock", oneLine(c.Message), "set the clock (timedatectl set-ntp true, chronyc makestep); node.setClock: true has the agent set one that is behind")
+		case condNetwork:
+			d.warn("cluster network", oneLine(c.Message), "have the service CIDR put right at the control plane, or set dial.serviceCIDRs")
+		case condAdvertise:
+			d.warn("API for pods", oneLine(c.Message), "the message says what is in the way; api.advertise: false switches it off")
 		case condEnrolled:
 			if c.Reason == reasonPending {
 				d.warn("approval", oneLine(c.Message), "have an operator compare the key with `broker node pending`, and approve it")

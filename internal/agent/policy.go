@@ -8,17 +8,19 @@ import (
 	"strings"
 )
 
-// policy is the node's own say in what the tunnel may dial here. It permits one thing, the node's own
-// kubelet, and only by the names the API server knows it by; everything else is denied.
+// policy is the node's own say in what the tunnel may dial here. It permits the node's own kubelet, by the
+// names the API server knows it by; the addresses of the node's pods; and those of Services, if there is a
+// reach. Everything else is denied.
 //
 // Two things make it hold. A target is compared, never resolved: no DNS answer, number form or alias can
-// stand for a permitted name. And what is dialled is not the target, but the address at which this agent
-// has its kubelet listen, so that even a wrong verdict would reach nothing else.
+// stand for a permitted name. And what is dialled for the kubelet is not the target, but the address at
+// which this agent has it listen, so that even a wrong verdict would reach nothing else of the node's own.
 type policy struct {
 	node      string              // the node's name
 	port      uint16              // the kubelet's
 	addresses func() []netip.Addr // what the node's hello attests
 	kubelet   func() netip.AddrPort
+	reach     func() reach // nil: to nothing
 }
 
 // errDenied is what every denial says besides its reason, so that whoever sees it knows whose it is.
@@ -30,13 +32,21 @@ func (p policy) permit(target string) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("%w: %v", errDenied, err)
 	}
-	if port != p.port {
+	own := sameName(host, p.node) || p.ownAddress(host)
+	switch {
+	case own && port == p.port:
+		return p.kubelet(), nil
+	case own:
 		return netip.AddrPort{}, fmt.Errorf("%w: port %d is not the kubelet's (%d)", errDenied, port, p.port)
 	}
-	if sameName(host, p.node) || p.ownAddress(host) {
-		return p.kubelet(), nil
+	addr, err := netip.ParseAddr(host)
+	if err != nil || p.reach == nil {
+		return netip.AddrPort{}, fmt.Errorf("%w: %q is neither the name nor an address of node %s", errDenied, host, p.node)
 	}
-	return netip.AddrPort{}, fmt.Errorf("%w: %q is neither the name nor an address of node %s", errDenied, host, p.node)
+	if err := p.reach().permit(addr); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%w: %v", errDenied, err)
+	}
+	return netip.AddrPortFrom(addr, port), nil
 }
 
 // ownAddress tells whether host is one of the node's addresses, in canonical form. netip takes no

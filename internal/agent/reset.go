@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/mooring-edge/mooring/internal/hostnet"
 )
 
 // Reset stops the kubelet and removes identity, key, credentials and files. It returns what it did, line
@@ -27,11 +29,17 @@ func (a *Agent) Reset(ctx context.Context) ([]string, error) {
 	if stopped {
 		said = append(said, "stopped the kubelet (its pods' containers run on until the runtime stops them)")
 	}
+	took, networkErr := forgetNetwork(a.cfg.StateDir, hostnet.BootID, hostnet.RemoveLoopback)
+	said = append(said, took...)
 	id, idErr := a.joiner.LoadIdentity()
 	removed, err := a.joiner.Reset()
 	if a.lineage.forget() {
 		removed = append(removed, a.lineage.path)
 	}
+	if networkErr == nil && os.Remove(networkPath(a.cfg.StateDir)) == nil {
+		removed = append(removed, networkPath(a.cfg.StateDir))
+	}
+	err = errors.Join(err, networkErr)
 	for _, path := range removed {
 		said = append(said, "removed "+path)
 	}

@@ -32,6 +32,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.start(a.health.Run)
 	g.start(a.watchClock)
 	g.start(a.watchStorage)
+	g.start(a.keepNetwork)
 	g.start(func(ctx context.Context) error { return a.serveAPI(ctx, local.api) })
 	g.start(func(ctx context.Context) error { return a.serveAdmin(ctx, local.admin) })
 	if local.health != nil {
@@ -140,7 +141,7 @@ func (a *Agent) listen(all bool) (l listeners, err error) {
 }
 
 func (a *Agent) serveAPI(ctx context.Context, l net.Listener) error {
-	return (&apiEndpoint{a.client, a.logger, a.metrics}).serve(ctx, l)
+	return (&apiEndpoint{a.client, a.logger, a.metrics, nil}).serve(ctx, l)
 }
 
 func (a *Agent) runTunnel(ctx context.Context) error {
@@ -172,6 +173,8 @@ func (a *Agent) work(ctx context.Context, g *group) error {
 	g.start(a.keepCertificate)
 	g.start(a.takeBundles)
 	g.start(a.runTunnel)
+	g.start(a.readNode)
+	a.lookAgain()
 	for {
 		rec, err := a.joiner.Bootstrap(ctx, a.identity.Load())
 		if err != nil {

@@ -82,6 +82,7 @@ func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 	if b.peers != nil {
 		s.OnEnd(b.peers.dir.Attach(id.Tenant, id.Name, s.PeerHello().Addresses))
 	}
+	s.OnEnd(b.networks.enter(s, id))
 	b.board.Enter(s, id.Tenant, id.Name, func() (wire.Code, error) {
 		code, told := wire.OK, ""
 		if err := b.stillAdmitted(ctx, s, line); err != nil {

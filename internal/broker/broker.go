@@ -106,6 +106,7 @@ type broker struct {
 
 	ca       *authority
 	holders  *holders
+	networks *networks
 	gate     *gate
 	clients  *enroll.Clients
 	cert     *serverCert
@@ -163,6 +164,7 @@ func (b *broker) runWhole(ctx context.Context, st *store.Store) error {
 	}
 	b.keepHosts(ctx, g, st)
 	b.watchNodes(ctx, g, st)
+	b.learnNetworks(ctx, g)
 	b.serve(ctx, g, st, ln)
 	err = g.Wait()
 	ln.close()      // what served on them has closed most of them
@@ -219,6 +221,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	if err := b.newPeers(st); err != nil {
 		return err
 	}
+	b.networks = newNetworks(b.log)
 	board := switchboard.Config{Registerer: b.metrics, Logger: b.log}
 	if b.peers != nil {
 		board.Elsewhere = b.peers

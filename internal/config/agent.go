@@ -30,6 +30,8 @@ type Agent struct {
 	Tunnel     AgentTunnel  `json:"tunnel"`
 	Node       AgentNode    `json:"node"`
 	Kubelet    AgentKubelet `json:"kubelet"`
+	Dial       AgentDial    `json:"dial"`
+	API        AgentAPI     `json:"api"`
 	Log        Log          `json:"log"`
 }
 
@@ -78,12 +80,33 @@ type AgentKubelet struct {
 	Unit string `json:"unit"`
 	// RootDir is the kubelet's --root-dir. Default /var/lib/kubelet.
 	RootDir string `json:"rootDir"`
-	// Port of the kubelet's HTTPS server: the only port that the tunnel may dial. Default 10250.
+	// Port of the kubelet's HTTPS server: the only port of the node's own that the tunnel may dial. Default 10250.
 	Port int `json:"port"`
 	// ExtraArgs are appended to the kubelet's command line.
 	ExtraArgs []string `json:"extraArgs"`
 	// Config is laid over the KubeletConfiguration that the broker gives.
 	Config map[string]any `json:"config"`
+}
+
+// AgentDial bounds what the tunnel may dial beside the kubelet.
+type AgentDial struct {
+	// Pods permits the addresses of the node's own pods, as its Node object's podCIDRs say. Default true.
+	Pods bool `json:"pods"`
+	// Services permits the addresses of Services, in the ranges that the broker names; kube-proxy on the node leads them on.
+	// Default true.
+	Services bool `json:"services"`
+	// PodInterfaces begin the names of the interfaces by which the node's pods are reached: what would go out by another is
+	// not dialled. Default: those that the usual CNI plugins make.
+	PodInterfaces []string `json:"podInterfaces"`
+	// ServiceCIDRs are the ranges of Services, whatever the broker names. Default: what the broker names, if it is
+	// private and not too wide.
+	ServiceCIDRs []string `json:"serviceCIDRs"`
+}
+
+// AgentAPI is how pods find the API server.
+type AgentAPI struct {
+	// Advertise has the agent serve the addresses that the control plane advertises, on the loopback interface. Default true.
+	Advertise bool `json:"advertise"`
 }
 
 // DefaultAgent returns the configuration of an empty file.
@@ -106,6 +129,11 @@ func DefaultAgent() *Agent {
 			Mode: "auto", Path: "/usr/bin/kubelet", Unit: "kubelet.service", RootDir: "/var/lib/kubelet", Port: 10250,
 			ExtraArgs: []string{}, Config: map[string]any{},
 		},
+		Dial: AgentDial{
+			Pods: true, Services: true, ServiceCIDRs: []string{},
+			PodInterfaces: []string{"cni", "veth", "cali", "cilium", "lxc", "flannel", "kube-bridge", "weave", "antrea", "vxlan", "tunl"},
+		},
+		API: AgentAPI{Advertise: true},
 		Log: Log{"info", "text"},
 	}
 }
@@ -162,6 +190,16 @@ func (c *Agent) validate(p *problems) {
 	for i, a := range c.Node.Addresses {
 		if _, err := netip.ParseAddr(a); err != nil {
 			p.add(fmt.Sprintf("node.addresses[%d]", i), "want an IP address, got %q", a)
+		}
+	}
+	for i, s := range c.Dial.ServiceCIDRs {
+		if prefix, err := netip.ParsePrefix(s); err != nil || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
+			p.add(fmt.Sprintf("dial.serviceCIDRs[%d]", i), "want a prefix with no bits behind it, such as 10.96.0.0/12, got %q", s)
+		}
+	}
+	for i, s := range c.Dial.PodInterfaces {
+		if s == "" || len(s) > 15 || strings.ContainsAny(s, " /") || strings.HasPrefix("lo", s) {
+			p.add(fmt.Sprintf("dial.podInterfaces[%d]", i), "want the beginning of a name of network interfaces, got %q", s)
 		}
 	}
 	k := c.Kubelet

@@ -257,3 +257,20 @@ func FuzzDecode(f *testing.F) {
 		DecodeJoinBundle("f", data)
 	})
 }
+
+func TestAgentDial(t *testing.T) {
+	c, err := DecodeAgent("a", []byte("apiVersion: mooring.dev/v1alpha1\nkind: AgentConfiguration\n"))
+	if err != nil || !c.Dial.Pods || !c.Dial.Services || !c.API.Advertise || len(c.Dial.ServiceCIDRs) > 0 || len(c.Dial.PodInterfaces) == 0 {
+		t.Errorf("defaults: %+v, %+v, %v", c.Dial, c.API, err)
+	}
+	c, err = DecodeAgent("a", []byte("apiVersion: mooring.dev/v1alpha1\nkind: AgentConfiguration\ndial: {pods: false, services: false, serviceCIDRs: [10.96.0.0/12, fd00::/108], podInterfaces: [pods]}\napi: {advertise: false}\n"))
+	if err != nil || c.Dial.Pods || c.Dial.Services || c.API.Advertise || len(c.Dial.ServiceCIDRs) != 2 || len(c.Dial.PodInterfaces) != 1 {
+		t.Errorf("all set: %+v, %+v, %v", c.Dial, c.API, err)
+	}
+	_, err = DecodeAgent("a", []byte("apiVersion: mooring.dev/v1alpha1\nkind: AgentConfiguration\ndial: {serviceCIDRs: [10.96.0.1/12, 10.0.0.0], podInterfaces: [lo, \"\", l]}\n"))
+	for _, path := range []string{"dial.serviceCIDRs[0]", "dial.serviceCIDRs[1]", "dial.podInterfaces[0]", "dial.podInterfaces[1]", "dial.podInterfaces[2]"} {
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%v names no %s", err, path)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -43,10 +44,14 @@ func Rights() []Right {
 	return []Right{
 		{system, "", "secrets", nil, []string{"create", "delete"}, "bootstrap tokens of nodes; an admission policy allows no other Secret"},
 		{system, "", "configmaps", []string{kubeletConfigMap}, []string{"get"}, "the base of the kubelets' configuration"},
+		{system, "", "configmaps", []string{"kubeadm-config"}, []string{"get"}, "where Services have their addresses, on clusters without ServiceCIDRs"},
 		{system, "", "serviceaccounts/token", []string{accountName}, []string{"create"}, "renewing its own token"},
 		{deflt, "", "services", []string{"kubernetes"}, []string{"get"}, "the addresses that no kubelet may have a certificate for"},
 		{deflt, "", "events", nil, []string{"create"}, "saying why a certificate request is left alone"},
-		{"", "", "nodes", nil, []string{"get", "list", "watch"}, "seeing the nodes that joined"},
+		{"", "", "nodes", nil, []string{"get", "list", "watch"}, "seeing the nodes that joined, whether they are Ready, and which addresses their pods have"},
+		{"", "", "services", nil, []string{"list", "watch"}, "knowing the addresses of Services"},
+		{"", discoveryv1.GroupName, "endpointslices", nil, []string{"list", "watch"}, "knowing on which nodes the pods behind a Service are, and where the control plane is advertised to pods"},
+		{"", "networking.k8s.io", "servicecidrs", nil, []string{"list"}, "knowing where Services have their addresses"},
 		{"", certs, "certificatesigningrequests", nil, []string{"get", "list", "watch"}, "seeing what kubelets ask for"},
 		{"", certs, "certificatesigningrequests/approval", nil, []string{"update"}, "approving what fits an enrolled node"},
 		{"", certs, "signers", []string{certificatesv1.KubeAPIServerClientKubeletSignerName, certificatesv1.KubeletServingSignerName}, []string{"approve"}, "approving for these two signers alone"},

@@ -99,7 +99,8 @@ func decode(body []byte) (map[string]any, error) {
 }
 
 // lists are the collections that are listed as such; all else is an object.
-var lists = map[string]string{"certificatesigningrequests": "CertificateSigningRequestList", "nodes": "NodeList", "secrets": "SecretList"}
+var lists = map[string]string{"certificatesigningrequests": "CertificateSigningRequestList", "nodes": "NodeList", "secrets": "SecretList",
+	"services": "ServiceList", "endpointslices": "EndpointSliceList", "servicecidrs": "ServiceCIDRList"}
 
 func (s *Server) get(w http.ResponseWriter, r *http.Request) {
 	if kind, ok := lists[path.Base(r.URL.Path)]; ok {

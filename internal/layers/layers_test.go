@@ -26,6 +26,7 @@ var layer = map[string]int{
 	"internal/enroll":      40,
 	"pkg/join":             40,
 	"internal/hostsfile":   40,
+	"internal/cluster":     40,
 	"pkg/join/jointest":    35,
 	"internal/kubetest":    35,
 	"pkg/join/kubelet":     30,
@@ -47,6 +48,7 @@ var layer = map[string]int{
 	"internal/audit":       10,
 	"internal/strangers":   10,
 	"internal/proxyproto":  10,
+	"internal/hostnet":     10,
 	"internal/layers":      0,
 
 	"internal/tracing/tracingtest": 10,
@@ -73,7 +75,7 @@ var forbidden = []struct {
 	},
 	{
 		imports: []string{"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"},
-		except:  []string{"internal/enroll"},
+		except:  []string{"internal/enroll", "internal/cluster"},
 		reason:  "the full clientset weighs 12 MB; rest and typed structs do elsewhere",
 	},
 	{

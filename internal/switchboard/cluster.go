@@ -48,27 +48,10 @@ func (b *Board) cluster(tenant string) *cluster {
 	return c
 }
 
-// SetNode says what a node is like now, in place of what was said before.
-func (b *Board) SetNode(tenant, name string, n Node) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.cluster(tenant).setNode(name, n)
-}
-
 func (c *cluster) setNode(name string, n Node) {
 	old := c.nodes[name]
 	c.pods.change(name, old.PodCIDRs, n.PodCIDRs)
 	c.nodes[name] = n
-}
-
-// RemoveNode forgets a node. Its session, if it has one, is not its concern.
-func (b *Board) RemoveNode(tenant, name string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if c := b.clusters[tenant]; c != nil {
-		c.pods.change(name, c.nodes[name].PodCIDRs, nil)
-		delete(c.nodes, name)
-	}
 }
 
 // SetNodes says what nodes there are: those that are not named are forgotten.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -72,6 +73,16 @@ func ask(t *testing.T, b *Board, tenant, addr string) (said string, code wire.Co
 	return string(all), wire.OK
 }
 
+// setNode changes one of acme's nodes.
+func setNode(b *Board, name string, n Node) {
+	all := map[string]Node{}
+	if c := b.clusters["acme"]; c != nil {
+		maps.Copy(all, c.nodes)
+	}
+	all[name] = n
+	b.SetNodes("acme", all)
+}
+
 func wantAnswer(t *testing.T, b *Board, addr, node string) {
 	t.Helper()
 	if said, code := ask(t, b, "acme", addr); code != wire.OK || said != node+" "+addr {
@@ -117,11 +128,11 @@ func TestPodAddresses(t *testing.T) {
 	}
 
 	// Changes apply at once, and leave nothing behind.
-	b.SetNode("acme", "edge-2", Node{PodCIDRs: cidrs("10.244.9.0/25")})
+	setNode(b, "edge-2", Node{PodCIDRs: cidrs("10.244.9.0/25")})
 	wantAnswer(t, b, "10.244.9.7:80", "edge-2")
 	wantRefusal(t, b, "10.244.9.200:80", wire.NotFound)
 	wantRefusal(t, b, "10.244.2.7:80", wire.NotFound)
-	b.RemoveNode("acme", "edge-2")
+	setNode(b, "edge-2", Node{})
 	wantRefusal(t, b, "10.244.9.7:80", wire.NotFound)
 	b.SetNodes("acme", nil)
 	wantRefusal(t, b, "10.244.1.7:80", wire.NotFound)
@@ -152,16 +163,16 @@ func TestFault29PodAddressesSpoofed(t *testing.T) {
 	b.SetServices("acme", nil)
 	wantAnswer(t, b, "10.96.0.10:443", "edge-2") // while nobody knows of Services, it is an address of that node
 	b.SetServiceRanges("acme", cidrs("10.96.0.0/16"))
-	b.SetNode("acme", "edge-1", Node{PodCIDRs: cidrs("10.244.1.0/24"), Ready: true})
+	setNode(b, "edge-1", Node{PodCIDRs: cidrs("10.244.1.0/24"), Ready: true})
 	wantAnswer(t, b, "10.96.0.10:443", "edge-1")
 
 	// A range within another's, such as one that a hostile node registers itself with, takes nothing away.
-	b.SetNode("acme", "edge-2", Node{PodCIDRs: cidrs("10.244.1.8/32")})
+	setNode(b, "edge-2", Node{PodCIDRs: cidrs("10.244.1.8/32")})
 	wantRefusal(t, b, "10.244.1.8:8443", wire.BadRequest, "edge-1", "edge-2", "overlap")
 	wantAnswer(t, b, "10.244.1.9:8443", "edge-1")
-	b.SetNode("acme", "edge-2", Node{PodCIDRs: cidrs("10.244.1.0/24", "10.244.1.0/24")})
+	setNode(b, "edge-2", Node{PodCIDRs: cidrs("10.244.1.0/24", "10.244.1.0/24")})
 	wantRefusal(t, b, "10.244.1.9:8443", wire.BadRequest, "edge-1", "edge-2")
-	b.SetNode("acme", "edge-2", Node{})
+	setNode(b, "edge-2", Node{})
 	wantAnswer(t, b, "10.244.1.8:8443", "edge-1")
 }
 

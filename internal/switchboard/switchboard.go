@@ -4,7 +4,7 @@
 // A tenant's addresses are looked up among that tenant's sessions only, so nothing of another
 // tenant's can be reached or told apart from what does not exist. It issues and verifies no
 // identities: who attaches a session has done so. What there is in a tenant's cluster beside
-// its nodes it is told by whoever asks the API server (SetNode and its like).
+// its nodes it is told by whoever asks the API server (SetNodes and its like).
 package switchboard
 
 import (

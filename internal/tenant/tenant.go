@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"time"
@@ -39,6 +40,8 @@ type Tenant struct {
 	CreatedAt time.Time `json:"createdAt"`
 	// Access is whose Kubeconfig it is.
 	Access Access `json:"access,omitzero"`
+	// ServiceCIDRs are the ranges of its Services, if the operator has to say so; none: the API server says.
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
 }
 
 const (
@@ -69,13 +72,14 @@ func (t Tenant) Equal(o Tenant) bool {
 		t.Address == o.Address && t.ServerName == o.ServerName &&
 		bytes.Equal(t.Kubeconfig, o.Kubeconfig) && bytes.Equal(t.CA, o.CA) && t.CreatedAt.Equal(o.CreatedAt) &&
 		t.Access.Account == o.Access.Account && t.Access.Issued.Equal(o.Access.Issued) && t.Access.Expires.Equal(o.Access.Expires) &&
-		slices.Equal(t.Access.Warnings, o.Access.Warnings)
+		slices.Equal(t.Access.Warnings, o.Access.Warnings) && slices.Equal(t.ServiceCIDRs, o.ServiceCIDRs)
 }
 
 // clone makes a copy that shares no memory with t.
 func (t Tenant) clone() Tenant {
 	t.Kubeconfig, t.CA, t.Access.Warnings = slices.Clone(t.Kubeconfig), slices.Clone(t.CA), slices.Clone(t.Access.Warnings)
 	t.Upstreams, t.Hosts = slices.Clone(t.Upstreams), slices.Clone(t.Hosts)
+	t.ServiceCIDRs = slices.Clone(t.ServiceCIDRs)
 	return t
 }
 

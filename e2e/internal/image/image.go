@@ -1,5 +1,5 @@
 // Package image makes container images without a registry: docker-archive files that `ctr images
-// import` takes, holding Debian's static busybox and nothing else.
+// import` takes, holding Debian's static busybox and what programs of the tests' own are given.
 package image
 
 import (
@@ -31,8 +31,8 @@ type file struct {
 }
 
 // Write makes both images in one archive. busybox is the path of a static busybox; applets are the
-// names by which it is found in the image's PATH.
-func Write(path, busybox string, applets []string) error {
+// names by which it is found in the image's PATH. programs are static ones that lie beside it.
+func Write(path, busybox string, applets []string, programs ...string) error {
 	bin, err := os.ReadFile(busybox)
 	if err != nil {
 		return err
@@ -47,6 +47,13 @@ func Write(path, busybox string, applets []string) error {
 		if a != "busybox" {
 			files = append(files, file{name: "bin/" + a, mode: 0o777, link: "busybox"})
 		}
+	}
+	for _, p := range programs {
+		data, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		files = append(files, file{name: "bin/" + filepath.Base(p), mode: 0o755, data: data})
 	}
 	layer, err := tarball(files)
 	if err != nil {

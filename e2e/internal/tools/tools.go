@@ -96,6 +96,7 @@ func Product(ctx context.Context, root, dir string, logf Logf) error {
 	start := time.Now()
 	for _, p := range []struct{ module, pkg, name string }{
 		{"e2e", "./cmd/helper", "helper"},
+		{"e2e", "./cmd/podapp", "podapp"},
 		{"e2e", "./cmd/timeshift", "timeshift"},
 		{".", "./cmd/edge-agent", "edge-agent"},
 		{".", "./cmd/broker", "broker"},

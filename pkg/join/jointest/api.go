@@ -36,6 +36,7 @@ type API struct {
 	token  string
 	minted int
 	reject int // requests to answer with 401
+	cidrs  []string
 }
 
 // NewAPI starts an API server; it is stopped with the test.
@@ -59,7 +60,10 @@ func NewAPI(t testing.TB) *API {
 	const path = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 	mux.HandleFunc("POST "+path, a.authenticated(a.create))
 	mux.HandleFunc("GET "+path+"/{name}", a.authenticated(a.get))
-	a.Address = serve(t, &tls.Config{Certificates: []tls.Certificate{cert}}, mux)
+	mux.HandleFunc("GET /api/v1/nodes/{name}", a.node)
+	clients := x509.NewCertPool()
+	clients.AppendCertsFromPEM(ca.PEM)
+	a.Address = serve(t, &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: clients}, mux)
 	return a
 }
 
@@ -75,6 +79,30 @@ func (a *API) RejectNext(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.reject = n
+}
+
+// SetPodCIDRs gives the node some; none: it has not registered.
+func (a *API) SetPodCIDRs(cidrs ...string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.cidrs = cidrs
+}
+
+// node gives the node's kubelet its own object.
+func (a *API) node(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].Subject.CommonName != "system:node:"+r.PathValue("name"):
+		status(w, http.StatusForbidden, metav1.StatusReasonForbidden)
+	case len(a.cidrs) == 0:
+		status(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+	default:
+		reply(w, http.StatusOK, corev1.Node{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: r.PathValue("name")},
+			Spec: corev1.NodeSpec{PodCIDR: a.cidrs[0], PodCIDRs: a.cidrs},
+		})
+	}
 }
 
 // Requests returns how many certificate requests there are.

@@ -1,0 +1,122 @@
+// Package hostnet asks the kernel how this machine's network is, and puts addresses on its loopback interface.
+//
+// It speaks netlink, with no library for it: four small messages are less than any has. It decides nothing: which
+// addresses may be asked for, and which are whose, its callers know. Linux only.
+package hostnet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Way is how the kernel would send to an address from this machine.
+type Way struct {
+	// Local says that the address is this machine's own, or otherwise ends here.
+	Local bool
+	// Interface is the name of the one that it goes out by, or that has it.
+	Interface string
+	// Gateway says that it goes by a router, so that the address is no neighbour's.
+	Gateway bool
+}
+
+// WayTo looks up the way to an address; unix.ENETUNREACH or the like if there is none.
+func WayTo(to netip.Addr) (Way, error) {
+	to = to.Unmap()
+	body := make([]byte, unix.SizeofRtMsg)
+	body[0], body[1] = family(to), byte(to.BitLen())
+	body = attribute(body, unix.RTA_DST, to.AsSlice())
+	answer, err := request(unix.RTM_GETROUTE, 0, body)
+	if err != nil {
+		return Way{}, fmt.Errorf("look up the way to %s: %w", to, err)
+	}
+	if len(answer) < unix.SizeofRtMsg {
+		return Way{}, fmt.Errorf("look up the way to %s: the kernel's answer has %d bytes", to, len(answer))
+	}
+	w := Way{Local: answer[7] == unix.RTN_LOCAL}
+	switch answer[7] {
+	case unix.RTN_LOCAL, unix.RTN_UNICAST:
+	default:
+		return Way{}, fmt.Errorf("look up the way to %s: %w", to, unix.ENETUNREACH) // blackhole, broadcast and so on
+	}
+	for kind, value := range attributes(answer[unix.SizeofRtMsg:]) {
+		switch kind {
+		case unix.RTA_OIF:
+			if len(value) == 4 {
+				if i, err := net.InterfaceByIndex(int(binary.NativeEndian.Uint32(value))); err == nil {
+					w.Interface = i.Name
+				}
+			}
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			w.Gateway = true
+		}
+	}
+	// An IPv6 address that lo was just given has a route out by lo for a moment, before it has its own.
+	w.Local = w.Local || w.Interface == "lo"
+	return w, nil
+}
+
+// Label marks the IPv4 addresses that AddLoopback added, for people who look.
+const Label = "lo:mooring"
+
+// AddLoopback puts an address on lo, as the only one of its prefix; fs.ErrExist if lo has it. The kernel forgets it with
+// its next start.
+func AddLoopback(a netip.Addr) error {
+	err := loopback(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a)
+	if errors.Is(err, unix.EEXIST) {
+		err = fs.ErrExist
+	}
+	if err != nil {
+		return fmt.Errorf("put %s on the loopback interface: %w", a, err)
+	}
+	return nil
+}
+
+// RemoveLoopback takes an address off lo. That it is not there is no error.
+func RemoveLoopback(a netip.Addr) error {
+	err := loopback(unix.RTM_DELADDR, 0, a)
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("take %s off the loopback interface: %w", a, err)
+	}
+	return nil
+}
+
+func loopback(kind uint16, flags int, a netip.Addr) error {
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		return err
+	}
+	a = a.Unmap()
+	body := make([]byte, unix.SizeofIfAddrmsg)
+	body[0], body[1] = family(a), byte(a.BitLen())
+	binary.NativeEndian.PutUint32(body[4:], uint32(lo.Index))
+	body = attribute(body, unix.IFA_LOCAL, a.AsSlice())
+	if a.Is4() {
+		body = attribute(body, unix.IFA_ADDRESS, a.AsSlice())
+		body = attribute(body, unix.IFA_LABEL, append([]byte(Label), 0))
+	} else {
+		body[2] = unix.IFA_F_NODAD // there is nobody on lo to ask, and it is to be of use at once
+	}
+	_, err = request(kind, flags, body)
+	return err
+}
+
+// BootID names this run of the kernel: what it was told before another one, it has forgotten.
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+func family(a netip.Addr) byte {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}

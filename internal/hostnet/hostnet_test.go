@@ -1,0 +1,126 @@
+package hostnet
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// inNetns runs f in a network namespace of its own, in which setup (ip(8) commands) was done.
+func inNetns(t *testing.T, setup []string, f func(t *testing.T)) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread, and with it the namespace, ends with this goroutine
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			for _, command := range setup {
+				if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
+					return errors.New(command + ": " + string(out))
+				}
+			}
+			f(t)
+			return nil
+		}()
+	}()
+	err := <-done
+	if errors.Is(err, unix.EPERM) {
+		if os.Getenv("MOORING_REQUIRE_ALL") != "" {
+			t.Fatal("network namespaces need root")
+		}
+		t.Skip("needs root, for a network namespace")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var site = []string{
+	"link set lo up",
+	"link add cni0 type bridge", "addr add 10.244.1.1/24 dev cni0", "addr add fd00:244:1::1/64 dev cni0 nodad", "link set cni0 up",
+	"link add eth0 type veth peer name far0", "addr add 192.168.1.10/24 dev eth0", "link set eth0 up", "link set far0 up",
+	"route add default via 192.168.1.1", "route add blackhole 10.99.0.0/16",
+}
+
+func TestWayTo(t *testing.T) {
+	inNetns(t, site, func(t *testing.T) {
+		for to, want := range map[string]Way{
+			"10.244.1.7":        {Interface: "cni0"},
+			"::ffff:10.244.1.7": {Interface: "cni0"},
+			"fd00:244:1::7":     {Interface: "cni0"},
+			"10.244.1.1":        {Interface: "lo", Local: true},
+			"192.168.1.10":      {Interface: "lo", Local: true},
+			"127.0.0.5":         {Interface: "lo", Local: true},
+			"192.168.1.77":      {Interface: "eth0"},
+			"10.96.0.1":         {Interface: "eth0", Gateway: true},
+			"198.51.100.1":      {Interface: "eth0", Gateway: true},
+		} {
+			if got, err := WayTo(netip.MustParseAddr(to)); err != nil || got != want {
+				t.Errorf("%s: %+v, %v; want %+v", to, got, err, want)
+			}
+		}
+		if got, err := WayTo(netip.MustParseAddr("fd00:244:1::1")); err != nil || !got.Local {
+			t.Errorf("an IPv6 address of this machine: %+v, %v", got, err)
+		}
+		for _, to := range []string{"10.99.0.1", "fd00:99::1"} {
+			if got, err := WayTo(netip.MustParseAddr(to)); err == nil {
+				t.Errorf("%s: %+v; want no way", to, got)
+			}
+		}
+	})
+}
+
+func TestLoopback(t *testing.T) {
+	inNetns(t, site, func(t *testing.T) {
+		for _, a := range []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8::1")} {
+			if err := RemoveLoopback(a); err != nil {
+				t.Errorf("%s, which is not there: %v", a, err)
+			}
+			if err := AddLoopback(a); err != nil {
+				t.Fatal(err)
+			}
+			if w, err := WayTo(a); err != nil || !w.Local {
+				t.Errorf("%s on lo: %+v, %v", a, w, err)
+			}
+			l, err := net.Listen("tcp", netip.AddrPortFrom(a, 6443).String())
+			if err != nil {
+				t.Errorf("listen on it: %v", err)
+			} else {
+				l.Close()
+			}
+			if err := AddLoopback(a); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("%s a second time: %v; want ErrExist", a, err)
+			}
+			if err := RemoveLoopback(a); err != nil {
+				t.Error(err)
+			}
+			if w, err := WayTo(a); err == nil && w.Local {
+				t.Errorf("%s is still there", a)
+			}
+		}
+	})
+}
+
+// Whatever comes over the socket is read within its bounds.
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte{20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		body, err := body1(b)
+		if err == nil {
+			for range attributes(body) {
+			}
+		}
+		for range attributes(b) {
+		}
+	})
+}
