@@ -41,6 +41,7 @@ var layer = map[string]int{
 	"internal/relay":       10,
 	"pkg/tunnel/wire":      10,
 	"internal/splice":      10,
+	"internal/httpconnect": 10,
 	"pkg/health":           10,
 	"internal/version":     10,
 	"internal/audit":       10,
@@ -109,7 +110,7 @@ var forbidden = []struct {
 		reason:  "the issuing core does no I/O of its own, so that it can be read in one sitting",
 	},
 	{
-		in:      []string{"pkg/tunnel/wire", "internal/splice", "pkg/health", "internal/enrollapi"},
+		in:      []string{"pkg/tunnel/wire", "internal/splice", "internal/httpconnect", "pkg/health", "internal/enrollapi"},
 		imports: []string{module},
 		reason:  "the bottom layer knows nothing of Mooring, so that any layer may use it",
 	},
