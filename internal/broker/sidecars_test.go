@@ -65,7 +65,8 @@ func wantRefused(t *testing.T, s *tunnel.Session, kind wire.Kind, target string,
 
 // TestSidecarDialsItsTenantsNodes: a session by an API server's certificate reaches that tenant's nodes, under one id from the
 // sidecar's open to the node, and is refused all else. What a node opens is its API server and nothing else, so neither can pass
-// for the other. Mechanism: adjustSession. Seen failing without it (no dial comes through), and with it for every session (a node dials).
+// for the other. Mechanism: adjustSession. Seen failing without it (no dial comes through), and with it for
+// every session (no node is let in).
 func TestSidecarDialsItsTenantsNodes(t *testing.T) {
 	for _, tr := range []tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC} {
 		t.Run(string(tr), func(t *testing.T) {

@@ -23,6 +23,7 @@ var layer = map[string]int{
 	"internal/admin":       45,
 	"internal/front":       40,
 	"internal/egress":      40,
+	"internal/egressproxy": 40,
 	"internal/enroll":      40,
 	"pkg/join":             40,
 	"internal/hostsfile":   40,
