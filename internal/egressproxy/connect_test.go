@@ -82,7 +82,10 @@ func TestConnectEarlyBytesArrive(t *testing.T) {
 	}
 	defer c.Close()
 	io.WriteString(c, "CONNECT edge-1:10250 HTTP/1.1\r\nHost: x\r\n\r\nearly")
-	node := f.node(t) // the dial was answered: an end before that would be a hanging up
+	node := f.node(t)
+	if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 200 OK\r\n\r\n"))); err != nil { // an end before that is a hanging up
+		t.Fatal(err)
+	}
 	c.(*net.UnixConn).CloseWrite()
 	wantEnd(t, node, "early")
 }

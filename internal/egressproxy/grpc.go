@@ -178,7 +178,7 @@ func (c *call) dial(ctx context.Context, random int64, address string) {
 		k.run()
 	case refused == nil: // nobody waits for it any more
 		_ = node.Reset(wire.Canceled)
-	case wanted:
+	case wanted && c.ctx.Err() == nil:
 		_ = c.send(dialRefused(random, refused.text)) // an error says that the client is gone
 	}
 }
