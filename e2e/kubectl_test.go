@@ -50,6 +50,12 @@ func (w *lineWatch) Write(p []byte) (int, error) {
 	return w.text.Write(p)
 }
 
+func (w *lineWatch) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.String()
+}
+
 func (w *lineWatch) has(text string) func(context.Context) error {
 	return func(context.Context) error {
 		w.mu.Lock()
