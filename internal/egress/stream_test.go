@@ -77,7 +77,7 @@ func codeAndText(err error) (wire.Code, string) {
 
 // TestStreamIsAnsweredLikeConnect: the dials of a tenant share one bound whichever way they come, and one metric; a refusal has its
 // line in the audit log with the id that the sidecar gave it. Mechanism: Server.dial is the one way. Seen failing with
-// decideStream asking the Dialer itself (no bound, no metric).
+// decideStream asking the Dialer itself (no bound, no metric, no id).
 func TestStreamIsAnsweredLikeConnect(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	var audits safeBuffer

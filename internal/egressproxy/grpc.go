@@ -37,7 +37,6 @@ func (p *Proxy) serveGRPC(ctx context.Context, l *handed) {
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.InitialWindowSize(callWindow),
 		grpc.ConnectionTimeout(firstBytes),
-		grpc.SharedWriteBuffer(true), // a connection a dial: most are idle most of the time
 		grpc.WaitForHandlers(true),
 	)
 	konnectivity.RegisterProxyServiceServer(srv, service{p})

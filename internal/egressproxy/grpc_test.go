@@ -28,8 +28,9 @@ func (f *fixture) dialOption() grpc.DialOption {
 // grpcTunnel is what kube-apiserver makes for each dial (egressselector.udsGRPCConnector).
 func (f *fixture) grpcTunnel(t *testing.T) kclient.Tunnel {
 	t.Helper()
-	tun, err := kclient.CreateSingleUseGrpcTunnel(context.TODO(), "passthrough:///"+f.socket, f.dialOption(),
-		grpc.WithBlock(), grpc.WithReturnConnectionError(), grpc.WithTimeout(limit), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	//lint:ignore SA1019 kube-apiserver's own options
+	options := []grpc.DialOption{f.dialOption(), grpc.WithBlock(), grpc.WithReturnConnectionError(), grpc.WithTimeout(limit), grpc.WithTransportCredentials(insecure.NewCredentials())}
+	tun, err := kclient.CreateSingleUseGrpcTunnel(context.TODO(), "passthrough:///"+f.socket, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
