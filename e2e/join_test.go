@@ -27,6 +27,7 @@ func (s *suite) controlPlanesAndSites(t *testing.T) {
 	for _, name := range []string{"acme", "globex"} {
 		tenant, err := s.platform.NewTenant(s.ctx, name)
 		must(t, err)
+		tenant.EgressMode = s.egressMode
 		must(t, tenant.Admit(s.ctx))
 		must(t, tenant.Start(s.ctx))
 		must(t, tenant.SetKubeletConfig(s.ctx))

@@ -89,8 +89,13 @@ func (s *suite) logsFollow(t *testing.T) {
 const bulk = 200 << 20
 
 // execBulk: 200 MB into each pod and out of it again, through kubectl's standard input and output.
-func (s *suite) execBulk(t *testing.T) {
-	for i, n := range s.nodes {
+func (s *suite) execBulk(t *testing.T) { s.execBulkOn(t, s.nodes) }
+
+// execBulkOne is execBulk for one node: what differs between them is shown elsewhere.
+func (s *suite) execBulkOne(t *testing.T) { s.execBulkOn(t, s.nodes[:1]) }
+
+func (s *suite) execBulkOn(t *testing.T, nodes []*node) {
+	for i, n := range nodes {
 		ctx, cancel := context.WithTimeout(s.ctx, 4*time.Minute)
 		up := sha256.New()
 		source := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{byte(i)}), bulk), up)

@@ -40,8 +40,10 @@ type suite struct {
 	ctx       context.Context
 	name      string // heads its table
 	transport string
-	env       *harness.Env
-	platform  *harness.Platform
+	// egressMode is how the API servers reach the broker; empty = by themselves, over mTLS.
+	egressMode string
+	env        *harness.Env
+	platform   *harness.Platform
 
 	acme, globex *harness.Tenant
 	nodes        []*node // acme/edge-1, acme/edge-2, globex/edge-1

@@ -96,7 +96,7 @@ exec, port-forward, metrics) and each node reaches its own API server.`,
 	client := func() *admin.Client { return admin.NewClient(*socket) }
 	root.AddCommand(
 		newServe(), newConfig(), newTenant(client), newToken(client), newClaim(client), newNode(client),
-		newEgress(client), newCA(client), newStatus(client), newVersion(),
+		newEgress(client), newEgressProxy(), newCA(client), newStatus(client), newVersion(),
 	)
 	return root
 }

@@ -33,6 +33,7 @@ func newStatus(client func() *admin.Client) *cobra.Command {
 			row(w, "CA hash:", s.CACertHash)
 			row(w, "Tenants:", fmt.Sprint(s.Tenants))
 			row(w, "Nodes:", fmt.Sprintf("%d enrolled, %d connected", s.Nodes, s.Connected))
+			row(w, "Sidecars:", fmt.Sprintf("%d connected", s.Sidecars))
 			for _, cond := range s.Conditions {
 				row(w, cond.Type+":", cond.Status+" "+cond.Message)
 			}

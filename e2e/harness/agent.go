@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,6 +74,9 @@ func (t *Tenant) IssueEgress(ctx context.Context) error {
 	args := []string{"egress", "issue", "--tenant", t.Name, "--out", t.EgressDir()}
 	if t.EgressTTL != 0 {
 		args = append(args, "--ttl", t.EgressTTL.String())
+	}
+	if t.EgressMode != "" {
+		args = append(args, "--mode", t.EgressMode, "--proxy-socket", t.sidecarSocket(), "--broker", net.JoinHostPort(BrokerAddress, BrokerPort))
 	}
 	_, err := t.platform.BrokerCommand(ctx, args...)
 	return err

@@ -18,6 +18,9 @@ type Tenant struct {
 
 	// EgressTTL is how long the certificate lives that its API server shows the broker; 0 = the broker's default.
 	EgressTTL time.Duration
+	// EgressMode is how its API servers reach the broker; empty = ModeConnect.
+	EgressMode string
+	Sidecar    *Proc // with a mode that has one, once the API server was started
 
 	// PodCIDR, if set before Start, is where the nodes get their podCIDRs from; and the API server serves aggregated APIs.
 	PodCIDR string
@@ -133,11 +136,20 @@ func (t *Tenant) Stop() {
 		proc.Stop()
 	}
 	t.procs = nil
+	if t.Sidecar != nil {
+		t.Sidecar.Stop()
+		t.Sidecar = nil
+	}
 }
 
 // StartAPIServer starts one API server of the tenant and waits until it is ready. kubeletCA is what it
 // verifies kubelets by; suffix tells a second one's process from the first's.
 func (t *Tenant) StartAPIServer(ctx context.Context, suffix string, port int, kubeletCA string) (*Proc, error) {
+	if t.withSidecar() && t.Sidecar == nil {
+		if err := t.StartSidecar(ctx); err != nil {
+			return nil, err
+		}
+	}
 	argv := append(t.apiServer(port),
 		"--kubelet-certificate-authority="+kubeletCA,
 		"--kubelet-preferred-address-types=Hostname,InternalIP",

@@ -35,8 +35,10 @@ type Broker struct {
 	// Holders says what the nodes of the live sessions hold of the CA.
 	Holders     func() []Holder
 	EgressCerts EgressCerts
-	Bootstraps  Bootstraps
-	Health      *health.Tracker
+	// Sidecars counts the sessions of API servers' sidecars.
+	Sidecars   interface{ Count() int }
+	Bootstraps Bootstraps
+	Health     *health.Tracker
 	// PublicEndpoint goes into join bundles, EgressEndpoint into egress configurations.
 	PublicEndpoint, EgressEndpoint string
 	// ProxyToUpstreams is whether tenants that are added are dialled with a PROXY header, if the request does not say.
@@ -125,7 +127,7 @@ func (b *Broker) status(r *http.Request) (any, error) {
 		Version: version.Get().String(), Since: b.Started,
 		TrustDomain: b.CA.Keyring().TrustDomain(), CACertHash: b.CA.Keyring().Hash(),
 		PublicEndpoint: b.PublicEndpoint, EgressEndpoint: b.EgressEndpoint,
-		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: connected,
+		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: connected, Sidecars: b.Sidecars.Count(),
 		Conditions: []Condition{},
 	}
 	for _, c := range b.Health.Conditions() {
@@ -162,7 +164,7 @@ func (b *Broker) issueEgress(r *http.Request) (any, error) {
 	})
 	return EgressResponse{
 		Certificate: string(cert), Key: string(key), CA: string(ring.BundlePEM()),
-		Endpoint: b.EgressEndpoint, NotAfter: now.Add(req.TTL.Duration),
+		Endpoint: b.EgressEndpoint, Broker: b.PublicEndpoint, NotAfter: now.Add(req.TTL.Duration),
 	}, nil
 }
 

@@ -31,6 +31,7 @@ type Status struct {
 	Tenants        int         `json:"tenants"`
 	Nodes          int         `json:"nodes"`
 	Connected      int         `json:"connected"`
+	Sidecars       int         `json:"sidecars"`
 	Conditions     []Condition `json:"conditions"`
 }
 
@@ -181,11 +182,12 @@ type EgressRequest struct {
 	TTL    config.Duration `json:"ttl"`
 }
 
-// EgressResponse holds what an API server's egress selector needs, PEM.
+// EgressResponse holds what an API server's egress selector or its sidecar needs; certificates and key as PEM.
 type EgressResponse struct {
 	Certificate string    `json:"certificate"`
 	Key         string    `json:"key"`
 	CA          string    `json:"ca"`
-	Endpoint    string    `json:"endpoint"`
+	Endpoint    string    `json:"endpoint"` // https://host:port, for HTTP CONNECT over mTLS
+	Broker      string    `json:"broker"`   // host:port, for a sidecar
 	NotAfter    time.Time `json:"notAfter"`
 }

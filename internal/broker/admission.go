@@ -59,8 +59,12 @@ func refusal(err error) (wire.Code, string) {
 	return wire.Unavailable, errNotChecked.Error()
 }
 
-// serveSession lets a node's session in, to live on the switchboard. It does not wait for its end.
+// serveSession lets a node's session in, to live on the switchboard, or a sidecar's. It does not wait for its end.
 func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
+	if isSidecar(s.ConnectionState()) {
+		b.serveSidecar(s)
+		return
+	}
 	enter := b.gate.arrive(s)
 	id, line, err := b.admit(ctx, s)
 	enter(err)

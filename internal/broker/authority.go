@@ -135,12 +135,14 @@ func (a *authority) watch(ctx context.Context) error {
 	return err
 }
 
-// caChanged lets everybody know of a new keyring. Handshakes look for themselves; no session is touched.
+// caChanged lets everybody know of a new keyring. Handshakes look for themselves; no session is touched but a sidecar's whose
+// certificate is of a CA that was retired.
 func (b *broker) caChanged() {
 	ring := b.ca.Keyring()
 	b.log.Info("CA changed", "phase", string(ring.Phase()), "issuer", ring.Hash())
 	b.checkCA(time.Now())
 	b.holders.push()
+	b.recheckSidecars("")
 }
 
 // Conditions about the broker's own certificates.

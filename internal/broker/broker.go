@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,6 +118,7 @@ type broker struct {
 	acceptor *tunnel.Acceptor
 	egress   *egress.Server
 	front    *front.Server
+	sidecars *sidecars
 	door     *strangers.Door  // of the public port, TCP and UDP
 	hosts    *hostsfile.Files // nil if not wanted
 	peers    *elsewhere       // nil: there is one broker
@@ -227,10 +229,11 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 		board.Elsewhere = b.peers
 	}
 	b.board = switchboard.New(board)
+	b.sidecars = newSidecars(b.metrics, b.log, b.stillSidecar)
 	b.door = b.newDoor()
 	t := b.cfg.Tunnel
 	b.acceptor = tunnel.NewAcceptor(tunnel.AcceptorConfig{
-		TLS: b.serverTLS(pki.ServerOptions{}, pki.RoleNode),
+		TLS: b.serverTLS(pki.ServerOptions{}, pki.RoleNode, pki.RoleAPIServer),
 		Config: tunnel.Config{
 			Hello:             func() wire.Hello { return wire.Hello{Version: version.Version} },
 			Handler:           b.serveStream,
@@ -242,6 +245,7 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 			Logger:            b.log,
 			Metrics:           tunnel.NewMetrics(b.metrics),
 		},
+		Adjust:            b.adjustSession,
 		OnSession:         b.serveSession,
 		Enter:             b.enter,
 		StatelessResetKey: &reset,
@@ -250,11 +254,11 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 	return nil
 }
 
-// serverTLS is the broker's side of TLS, with clients of one role.
-func (b *broker) serverTLS(o pki.ServerOptions, role pki.Role) *tls.Config {
+// serverTLS is the broker's side of TLS, with clients of these roles.
+func (b *broker) serverTLS(o pki.ServerOptions, roles ...pki.Role) *tls.Config {
 	verify := pki.VerifyPeer(b.ca.pool, x509.ExtKeyUsageClientAuth, time.Now, func(id pki.Identity) error {
-		if id.TrustDomain != b.cfg.TrustDomain || id.Role != role {
-			return fmt.Errorf("identity %s is not of a %s of %s", id, role, b.cfg.TrustDomain)
+		if id.TrustDomain != b.cfg.TrustDomain || !slices.Contains(roles, id.Role) {
+			return fmt.Errorf("identity %s has none of the roles %v of %s", id, roles, b.cfg.TrustDomain)
 		}
 		return nil
 	})
@@ -305,7 +309,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	})
 	g.Go(func() error { return b.acceptor.ServeQUIC(ctx, ln.udp) })
 	g.Go(func() error {
-		defer b.forgetRemoved(b.egress)()
+		defer b.watchTenants()()
 		return b.egress.Serve(ctx, ln.egress)
 	})
 	g.Go(func() error { return b.tokens.Run(ctx, st, enrolMetrics) })
@@ -326,7 +330,7 @@ func (b *broker) admin(st *store.Store, access *enroll.Access, minter *enroll.Se
 		Provision: access.Provision,
 		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board,
 		Bootstraps: minter, CA: b.ca, Health: b.health,
-		Holders: b.holders.list, EgressCerts: egressCerts{st},
+		Holders: b.holders.list, EgressCerts: egressCerts{st}, Sidecars: b.sidecars,
 		Purge: func(ctx context.Context, tenant string) error {
 			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))
 		},

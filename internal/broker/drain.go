@@ -20,7 +20,7 @@ func (b *broker) enter(source net.Addr) (leave func(), err error) {
 	return b.door.Enter(source)
 }
 
-// drain has the nodes move to other brokers, if drain.spread says that there are any, and returns once nothing is open that
+// drain has the nodes, and the sidecars of API servers, move to other brokers, if drain.spread says that there are any, and returns once nothing is open that
 // could still end by itself, or drain.grace is over. Meanwhile nobody new is let in, and /readyz says so. A node that has
 // not moved is asked here: until drain.spread is over, or, where there is no other broker, to the end.
 //
@@ -36,13 +36,16 @@ func (b *broker) drain(ctx context.Context) {
 	b.draining.Store(true)
 	b.health.Set(condFront, health.False, "Draining", "this broker is about to stop: nodes move to others")
 	sessions := b.board.Count()
-	b.log.Info("draining before the end; a second signal ends at once", "sessions", sessions, "dials", b.egress.Open(), "passedOn", b.front.Passing(), "spread", spread, "grace", grace)
+	b.log.Info("draining before the end; a second signal ends at once", "sessions", sessions, "sidecars", b.sidecars.Count(), "dials", b.egress.Open(),
+		"passedOn", b.front.Passing(), "spread", spread, "grace", grace)
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	if spread > 0 {
+		b.sidecars.drain(ctx, spread)
 		b.board.Drain(ctx, spread)
 		moved, stop := context.WithTimeout(ctx, spread)
 		b.board.WaitEmpty(moved)
+		b.sidecars.waitEmpty(moved)
 		stop()
 	}
 	b.egress.WaitIdle(ctx)

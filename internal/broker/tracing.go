@@ -3,8 +3,6 @@ package broker
 import (
 	"context"
 
-	"github.com/mooring-edge/mooring/internal/egress"
-	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/internal/tracing"
 )
 
@@ -29,13 +27,4 @@ func (b *broker) startTracing() (stop func(), err error) {
 		}
 	}()
 	return func() { cancel(); <-done }, nil
-}
-
-// forgetRemoved has the egress forget tenants that are removed.
-func (b *broker) forgetRemoved(eg *egress.Server) (cancel func()) {
-	return b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) {
-		if deleted {
-			eg.Forget(t.Name)
-		}
-	})
 }

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/mooring-edge/mooring/internal/audit"
-	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -34,7 +33,7 @@ type refusalCount struct {
 }
 
 // record notes one refusal. Lines that were left out are counted in the next.
-func (r *refusals) record(id pki.Identity, source, target string, code wire.Code, why error, trace wire.Trace) {
+func (r *refusals) record(of call, code wire.Code, why error, trace wire.Trace) {
 	if r.log == nil || code == wire.Canceled { // the API server hung up: nobody refused anything
 		return
 	}
@@ -42,10 +41,10 @@ func (r *refusals) record(id pki.Identity, source, target string, code wire.Code
 	if r.tenants == nil || len(r.tenants) > maxAuditTenants {
 		r.tenants = map[string]*refusalCount{}
 	}
-	c := r.tenants[id.Tenant]
+	c := r.tenants[of.id.Tenant]
 	if c == nil {
 		c = &refusalCount{limit: rate.NewLimiter(auditedRefusals, auditedRefusalBurst)}
-		r.tenants[id.Tenant] = c
+		r.tenants[of.id.Tenant] = c
 	}
 	if !c.limit.Allow() {
 		c.skipped++
@@ -56,12 +55,12 @@ func (r *refusals) record(id pki.Identity, source, target string, code wire.Code
 	c.skipped = 0
 	r.mu.Unlock()
 
-	detail := map[string]string{"target": target, "code": code.String(), "dial": trace.String()}
+	detail := map[string]string{"target": of.target, "code": code.String(), "dial": trace.String()}
 	if skipped > 0 {
 		detail["skipped"] = strconv.Itoa(skipped)
 	}
 	r.log.Record(audit.Event{
-		Event: "dial", Outcome: audit.Refused, Actor: id.String(), Tenant: id.Tenant, Source: source,
+		Event: "dial", Outcome: audit.Refused, Actor: of.id.String(), Tenant: of.id.Tenant, Source: of.source,
 		Reason: why.Error(), Detail: detail, Bounded: true,
 	})
 }

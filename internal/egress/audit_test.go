@@ -23,14 +23,14 @@ func TestRefusedDialsAreAuditedWithinBounds(t *testing.T) {
 		trace := wire.NewTrace()
 		acme := pki.Identity{TrustDomain: "mooring.test", Role: pki.RoleAPIServer, Tenant: "acme"}
 		for range 1000 {
-			r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.NotFound, errors.New("not found"), trace)
+			r.record(call{id: acme, source: "192.0.2.7:40000", target: "edge-9:10250"}, wire.NotFound, errors.New("not found"), trace)
 		}
-		r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.Canceled, errors.New("gone"), trace)
+		r.record(call{id: acme, source: "192.0.2.7:40000", target: "edge-9:10250"}, wire.Canceled, errors.New("gone"), trace)
 		globex := acme
 		globex.Tenant = "globex"
-		r.record(globex, "192.0.2.8:40000", "edge-1:22", wire.Denied, errors.New("denied"), trace)
+		r.record(call{id: globex, source: "192.0.2.8:40000", target: "edge-1:22"}, wire.Denied, errors.New("denied"), trace)
 		time.Sleep(time.Minute)
-		r.record(acme, "192.0.2.7:40000", "edge-9:10250", wire.NotFound, errors.New("not found"), trace)
+		r.record(call{id: acme, source: "192.0.2.7:40000", target: "edge-9:10250"}, wire.NotFound, errors.New("not found"), trace)
 
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if len(lines) != auditedRefusalBurst+2 {

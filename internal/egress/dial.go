@@ -3,19 +3,50 @@ package egress
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mooring-edge/mooring/internal/pki"
+	"github.com/mooring-edge/mooring/internal/splice"
 	"github.com/mooring-edge/mooring/internal/switchboard"
 	"github.com/mooring-edge/mooring/internal/tracing"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
+
+// call is a dial that somebody asks for, however that came.
+type call struct {
+	id     pki.Identity
+	source string     // where it came from, for the audit log
+	target string     // what is to be dialled
+	parent wire.Trace // how the caller names it; may be zero
+}
+
+// verdict is what becomes of a call: a connection to a node, or why there is none.
+type verdict struct {
+	trace wire.Trace   // the dial's name
+	log   *slog.Logger // names it
+	node  net.Conn
+
+	code wire.Code
+	err  error
+}
+
+// carry joins the caller's connection, whose answer was sent, with the node's until both directions have ended. err is why
+// there is none.
+func (v verdict) carry(client net.Conn, err error) {
+	if err != nil {
+		v.log.Error("egress connection lost before its answer", "err", err)
+		v.node.Close()
+		return
+	}
+	started := time.Now()
+	toNode, toClient, err := splice.Splice(client, v.node)
+	v.log.Debug("egress connection ended", "toNode", toNode, "toAPIServer", toClient, "after", time.Since(started), "err", err)
+}
 
 // way is what is known of a dial while it goes on. It has one name from the request to the node: in the logs of both
 // ends, in the answer if it is refused, in the audit log, in spans.
@@ -41,56 +72,59 @@ func (d *way) found(ctx context.Context, node string, transport tunnel.Transport
 }
 
 // dial connects to the node that is asked for, or says why not.
-func (s *Server) dial(r *http.Request, id pki.Identity) verdict {
+func (s *Server) dial(ctx context.Context, c call) verdict {
 	started := time.Now()
-	d := &way{span: s.cfg.Tracer.Start(traceparent(r.Header), "egress dial")}
-	node, err := s.connect(r, id.Tenant, d)
+	d := &way{span: s.cfg.Tracer.Start(c.parent, "egress dial")}
+	node, err := s.connect(ctx, c, d)
 	took := time.Since(started)
 	if d.open != nil {
 		d.open.End(err)
 	}
 
 	code, trace := codeOf(err), d.span.Trace()
-	s.requests.observe(id.Tenant, code, took, trace)
+	s.requests.observe(c.id.Tenant, code, took, trace)
 	for _, a := range [][2]string{
-		{"mooring.tenant", id.Tenant}, {"mooring.target", r.Host}, {"mooring.outcome", code.String()},
+		{"mooring.tenant", c.id.Tenant}, {"mooring.target", c.target}, {"mooring.outcome", code.String()},
 		{"mooring.node", d.node}, {"mooring.transport", d.transport},
 	} {
 		d.span.Set(a[0], a[1])
 	}
 	d.span.End(err)
 
-	log := s.cfg.Logger.With("dial", trace.String(), "tenant", id.Tenant, "target", r.Host)
+	log := s.cfg.Logger.With("dial", trace.String(), "tenant", c.id.Tenant, "target", c.target)
 	if d.node != "" {
 		log = log.With("node", d.node, "transport", d.transport)
 	}
 	if err != nil {
 		log.Info("egress dial refused", "code", code.String(), "took", took, "err", err)
-		s.refusals.record(id, r.RemoteAddr, r.Host, code, err, trace)
+		s.refusals.record(c, code, err, trace)
 	} else {
 		log.Debug("egress dial accepted", "code", code.String(), "took", took)
 	}
 	return verdict{trace: trace, log: log, node: node, code: code, err: err}
 }
 
-func (s *Server) connect(r *http.Request, tenant string, d *way) (net.Conn, error) {
-	end, err := s.requests.begin(tenant)
+func (s *Server) connect(ctx context.Context, c call, d *way) (net.Conn, error) {
+	end, err := s.requests.begin(c.id.Tenant)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.DialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
 	defer cancel()
 	ctx = switchboard.OnFound(tunnel.WithTrace(ctx, d.span.Trace()), d.found)
-	return s.cfg.Dialer.Dial(ctx, tenant, r.Host)
+	return s.cfg.Dialer.Dial(ctx, c.id.Tenant, c.target)
 }
 
-// forbid is for a request whose certificate does not speak for a tenant. Why not is not for its sender.
-func (s *Server) forbid(r *http.Request, id pki.Identity, err error) verdict {
+// forbid is for a call whose certificate does not speak for a tenant. Why not is not for its sender.
+func (s *Server) forbid(c call, err error) verdict {
 	trace := wire.NewTrace()
+	if c.parent.Valid() {
+		trace.ID = c.parent.ID
+	}
 	s.cfg.Logger.Warn("egress request refused: its certificate does not speak for a tenant's API server",
-		"dial", trace.String(), "tenant", id.Tenant, "remote", r.RemoteAddr, "err", err)
-	s.refusals.record(id, r.RemoteAddr, r.Host, wire.Denied, err, trace)
+		"dial", trace.String(), "tenant", c.id.Tenant, "remote", c.source, "err", err)
+	s.refusals.record(c, wire.Denied, err, trace)
 	return verdict{trace: trace, code: wire.Denied, err: errors.New("a client certificate of an API server is needed: see `broker egress issue`")}
 }
 
@@ -109,29 +143,11 @@ func codeOf(err error) wire.Code {
 	return wire.Unavailable
 }
 
-// shownID is how many digits of a dial's id the person at kubectl sees: enough to find it in the logs.
-const shownID = 16
-
-// refuse answers with the reason in the status line too: kube-apiserver puts that line, and not the
-// body, into the error that the person at kubectl reads.
-func refuse(w http.ResponseWriter, v verdict) {
-	reason := fmt.Sprintf("%s (dial %.*s)", oneLine(v.err.Error()), shownID, v.trace.String())
-	conn, _, hijackErr := http.NewResponseController(w).Hijack()
-	if hijackErr != nil {
-		http.Error(w, reason, v.code.HTTPStatus())
-		return
-	}
-	defer conn.Close()
-	conn.SetWriteDeadline(time.Now().Add(headerTimeout))
-	fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
-		v.code.HTTPStatus(), reason, len(reason), reason)
-}
-
 // newDials makes the histogram of dials.
 func newDials() *prometheus.HistogramVec {
 	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "mooring_egress_dial_seconds",
-		Help:    "Time from an API server's CONNECT request to its answer, by tenant and outcome.",
+		Help:    "Time from an API server's request for a connection, by CONNECT or by its sidecar, to the answer, by tenant and outcome.",
 		Buckets: []float64{.005, .02, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
 	}, []string{"tenant", "outcome"})
 }

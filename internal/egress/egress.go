@@ -1,5 +1,6 @@
 // Package egress is what an API server calls to reach its own nodes: HTTP CONNECT over mTLS, the
-// HTTPConnect protocol of kube-apiserver's egress selector (KEP-1281, k8s.io/apiserver/pkg/server/egressselector).
+// HTTPConnect protocol of kube-apiserver's egress selector (KEP-1281, k8s.io/apiserver/pkg/server/egressselector), or a
+// stream of the session that a sidecar of the API server keeps (internal/egressproxy). Both are answered in one way.
 //
 // The tenant is what the client certificate says and nothing else. The package knows no sessions and
 // no nodes: it hands each request to a Dialer and joins the two connections. Each dial has a name, a W3C
@@ -16,17 +17,15 @@ import (
 	"net"
 	"net/http"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mooring-edge/mooring/internal/audit"
+	"github.com/mooring-edge/mooring/internal/httpconnect"
 	"github.com/mooring-edge/mooring/internal/pki"
-	"github.com/mooring-edge/mooring/internal/splice"
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/tracing"
-	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
 // Dialer reaches an address as a tenant's API server knows it, e.g. "edge-1:10250". A refusal is a
@@ -47,8 +46,8 @@ type Config struct {
 	// DialTimeout bounds a dial; the API server itself waits for the answer without a deadline, so
 	// there always is one. Default 20 s.
 	DialTimeout time.Duration
-	// MaxPending is how many of a tenant's dials may wait for an answer. One more is refused as overloaded,
-	// at once. Default 500.
+	// MaxPending is how many of a tenant's dials may wait for an answer, whichever way they came. One more is refused
+	// as overloaded, at once. Default 500.
 	MaxPending int
 	// Enter is asked for each connection that is accepted: over a bound it returns an error, and the connection
 	// is closed at once. leave, which is to do nothing but the first time, is called when the peer is known or
@@ -63,7 +62,7 @@ type Config struct {
 	Audit *audit.Log
 }
 
-// Server answers CONNECT requests. Safe for concurrent use.
+// Server answers CONNECT requests, and streams of sidecars. Safe for concurrent use.
 type Server struct {
 	cfg      Config
 	requests *requests
@@ -139,47 +138,32 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, v.err.Error(), http.StatusMethodNotAllowed)
 		return
 	case v.err != nil:
-		refuse(w, v)
+		httpconnect.Refuse(w, v.code.HTTPStatus(), httpconnect.Reason(v.err.Error(), v.trace.String()))
 		return
 	}
-	started := time.Now()
-	client, err := hijack(w)
-	if err != nil {
-		v.log.Error("egress connection lost before its answer", "err", err)
-		v.node.Close()
-		return
-	}
-	toNode, toClient, err := splice.Splice(client, v.node)
-	v.log.Debug("egress connection ended", "toNode", toNode, "toAPIServer", toClient, "after", time.Since(started), "err", err)
+	client, err := httpconnect.Accept(w)
+	v.carry(client, err)
 }
 
 var errMethod = errors.New("this port takes CONNECT requests of kube-apiserver's egress selector only")
 
-// verdict is what becomes of a request: a connection to a node, or why there is none.
-type verdict struct {
-	trace wire.Trace   // the dial's name
-	log   *slog.Logger // names it
-	node  net.Conn
-
-	code wire.Code
-	err  error
-}
-
 // decide finds out who calls and dials. When it returns, all that is counted of the request is.
 func (s *Server) decide(r *http.Request) verdict {
 	id, err := identity(r)
+	c := call{id: id, source: r.RemoteAddr, target: r.Host}
 	defer s.requests.enter(id.Tenant)() // before it is known that there is the tenant: see Forget
 	if err == nil {
 		err = s.cfg.Authorize(id, r.TLS.PeerCertificates[0])
 	}
 	if err != nil {
-		return s.forbid(r, id, err)
+		return s.forbid(c, err)
 	}
 	admitted(r.Context())
 	if r.Method != http.MethodConnect {
 		return verdict{err: errMethod}
 	}
-	return s.dial(r, id)
+	c.parent = traceparent(r.Header)
+	return s.dial(r.Context(), c)
 }
 
 // Forget drops the metrics of a tenant that Authorize lets nobody speak for any more, once what is under way for it was
@@ -196,40 +180,9 @@ func identity(r *http.Request) (pki.Identity, error) {
 		return pki.Identity{}, err
 	}
 	if id.Role != pki.RoleAPIServer {
-		return pki.Identity{}, fmt.Errorf("identity %s is not an API server's", id)
+		return pki.Identity{}, notAPIServer(id)
 	}
 	return id, nil
 }
 
-// oneLine makes a text fit for a status line: no control characters, and bounded.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return ' '
-		}
-		return r
-	}, s)
-	if len(s) > 480 { // and the dial's id
-		s = s[:480]
-	}
-	return s
-}
-
-// hijack takes the connection over and answers 200. Bytes that came early are not lost.
-func hijack(w http.ResponseWriter) (net.Conn, error) {
-	conn, buf, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return nil, err
-	}
-	conn.SetDeadline(time.Time{}) // the server's header deadline would cut a long exec
-	// Not a byte may follow the empty line before the API server speaks.
-	if _, err := conn.Write([]byte("HTTP/1.1 200 OK\r\n\r\n")); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	if n := buf.Reader.Buffered(); n > 0 {
-		early, _ := buf.Reader.Peek(n)
-		return &replayConn{Conn: conn, early: early}, nil
-	}
-	return conn, nil
-}
+func notAPIServer(id pki.Identity) error { return fmt.Errorf("identity %s is not an API server's", id) }

@@ -291,16 +291,6 @@ func TestOtherMethodsAreRefused(t *testing.T) {
 // dialID is what the person at kubectl is shown.
 var dialID = regexp.MustCompile(`\(dial ([0-9a-f]{16})\)`)
 
-func FuzzOneLine(f *testing.F) {
-	f.Add("no node \"x\"\r\nSet-Cookie: a")
-	f.Fuzz(func(t *testing.T, s string) {
-		got := oneLine(s)
-		if strings.ContainsAny(got, "\r\n\x00") || len(got) > 512 {
-			t.Fatalf("oneLine(%q) = %q", s, got)
-		}
-	})
-}
-
 // A node of another tenant and one that nobody has: the same bytes come back but for the dial's id, which is random, and the same is done for them. All that
 // the egress can ask anybody is the certificate's tenant, once, and the dialer, once and for that tenant.
 func TestFault31ForeignAndAbsentAreOneAnswer(t *testing.T) {

@@ -190,7 +190,9 @@ func waitFunc(c net.Conn) func() error {
 	case waiter:
 		return v.WaitRead
 	case *net.TCPConn:
-		return tcpWait(v)
+		return socketWait(v)
+	case *net.UnixConn:
+		return socketWait(v)
 	}
 	return nil
 }

@@ -231,6 +231,48 @@ func TestAnswerAfterRefusedWrite(t *testing.T) {
 	}
 }
 
+// TestUnixSocketIsWaitedFor without a buffer, as a TCP connection is: for bytes, and for the end.
+func TestUnixSocketIsWaitedFor(t *testing.T) {
+	l, err := net.Listen("unix", t.TempDir()+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	far, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	near, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	wait := waitFunc(near)
+	if wait == nil {
+		t.Skip("there is no waiting without a buffer on this system")
+	}
+	_ = near.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if err := wait(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("with nothing to read: %v", err)
+	}
+	_ = near.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, _ = far.Write([]byte("x"))
+	if err := wait(); err != nil {
+		t.Errorf("with a byte: %v", err)
+	}
+	if n, err := near.Read(make([]byte, 2)); n != 1 || err != nil {
+		t.Errorf("read %d, %v", n, err)
+	}
+	far.Close()
+	if err := wait(); err != nil {
+		t.Errorf("at the end: %v", err)
+	}
+	if _, err := near.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read %v", err)
+	}
+}
+
 // TestIdleHoldsNoBuffer counts what the pool has given out, by what it must make anew.
 func TestIdleHoldsNoBuffer(t *testing.T) {
 	var made int
@@ -250,7 +292,7 @@ func TestIdleHoldsNoBuffer(t *testing.T) {
 		ends = append(ends, done)
 	}
 	mu.Lock()
-	if tcpWait(all[0]) != nil && made > 20 { // the race detector makes the pool forget some
+	if waitFunc(all[0]) != nil && made > 20 { // the race detector makes the pool forget some
 		t.Errorf("%d buffers were made for 20 idle connections", made)
 	}
 	mu.Unlock()

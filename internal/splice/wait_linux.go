@@ -2,12 +2,13 @@ package splice
 
 import (
 	"net"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// tcpWait waits until a TCP connection has something to read, be it an error.
-func tcpWait(c *net.TCPConn) func() error {
+// socketWait waits until a stream socket has something to read, be it an error.
+func socketWait(c syscall.Conn) func() error {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return nil

@@ -24,6 +24,9 @@ type AcceptorConfig struct {
 	TLS *tls.Config
 	// Config is the sessions'.
 	Config Config
+	// Adjust may change the configuration of one session whose peer's certificate was verified: who handles
+	// its streams, and MaxPending. It must not block. nil: all sessions have Config.
+	Adjust func(tls.ConnectionState, *Config)
 	// OnSession is called for each session once both have said hello, in a
 	// goroutine of its own; the session lives on when it returns. ctx ends with
 	// the session. Who lets the session in calls Admitted. May be nil.
@@ -49,6 +52,7 @@ type AcceptorConfig struct {
 type Acceptor struct {
 	tls       *tls.Config
 	cfg       Config
+	adjust    func(tls.ConnectionState, *Config)
 	onSession func(ctx context.Context, s *Session)
 	enter     func(net.Addr) (func(), error)
 	resetKey  *quic.StatelessResetKey
@@ -63,7 +67,7 @@ func NewAcceptor(c AcceptorConfig) *Acceptor {
 	if c.Config.Logger == nil {
 		c.Config.Logger = c.Logger
 	}
-	a := &Acceptor{cfg: c.Config.populate(), onSession: c.OnSession, enter: c.Enter}
+	a := &Acceptor{cfg: c.Config.populate(), adjust: c.Adjust, onSession: c.OnSession, enter: c.Enter}
 	if a.enter == nil {
 		a.enter = func(net.Addr) (func(), error) { return func() {}, nil }
 	}
@@ -213,7 +217,12 @@ const maxLinger = 256 << 10
 func (a *Acceptor) serve(ctx context.Context, l *link) {
 	var s *Session
 	var err error
-	aside(func() { s, err = introduce(ctx, l, a.cfg, false) })
+	cfg := a.cfg
+	if a.adjust != nil {
+		a.adjust(l.state, &cfg)
+		cfg = cfg.populate() // the bounds hold for what was changed, too
+	}
+	aside(func() { s, err = introduce(ctx, l, cfg, false) })
 	if err != nil {
 		a.log.Info("a connection to the tunnel's port did not say hello", "transport", string(l.transport), "remote", l.remote.String(), "err", err)
 		return

@@ -76,7 +76,8 @@ type Client struct {
 	current *Session   // nil: none is up
 	changed chan struct{}
 
-	wake chan struct{} // holds one
+	wake  chan struct{} // holds one
+	renew chan struct{} // holds one: the session that is up is to be replaced
 }
 
 // NewClient makes a Client. It starts nothing.
@@ -118,7 +119,7 @@ func NewClient(c ClientConfig) *Client {
 	}
 	p := newPolicy(c.ProbeMin, c.ProbeMax)
 	p.restore(c.Remembered)
-	return &Client{cfg: c, policy: p, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	return &Client{cfg: c, policy: p, changed: make(chan struct{}), wake: make(chan struct{}, 1), renew: make(chan struct{}, 1)}
 }
 
 // Open opens a stream on the session that is up, or waits for one. One that takes no more streams is
@@ -176,6 +177,24 @@ func (c *Client) Wake() {
 	}
 }
 
+// Renew has the session that is up replaced by a new one, as Dialer makes it then, with its certificate of then: the new one is
+// made first, and what runs on the old one goes on there (a handover). It is tried again until it comes about. Where no session is up
+// it does nothing: the next attempt asks Dialer anyway.
+func (c *Client) Renew() {
+	select {
+	case c.renew <- struct{}{}:
+	default:
+	}
+}
+
+// unrenew forgets a Renew: what is dialled from now on is new.
+func (c *Client) unrenew() {
+	select {
+	case <-c.renew:
+	default:
+	}
+}
+
 // unwake forgets a Wake that was about something before.
 func (c *Client) unwake() {
 	select {
@@ -223,6 +242,7 @@ type clientLoop struct {
 // once dials a session, stays until it and those that took over from it have ended, and returns how long to wait.
 func (c *clientLoop) once(ctx context.Context) time.Duration {
 	c.unwake()
+	c.unrenew()
 	s, err := c.connect(ctx)
 	if ctx.Err() != nil {
 		if s != nil {

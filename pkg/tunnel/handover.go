@@ -11,6 +11,7 @@ import (
 const (
 	moveUpgrade = "upgrade" // from TCP to QUIC
 	moveDrain   = "drain"   // the broker is about to stop
+	moveRenew   = "renew"   // this end has a new certificate, or another address of the broker
 )
 
 // move is an attempt to take over from a session that is up: make before break.
@@ -32,8 +33,9 @@ func (c *clientLoop) stay(ctx context.Context, s *Session) *Session {
 		why    string           // of the attempt that due is for
 		due    <-chan time.Time // nil: no attempt is planned
 		drain  = s.Draining()
+		renew  = c.renew // nil while an attempt is under way, which may have begun before
 		result <-chan moved
-		tries  int // to get away from a session that drains
+		tries  int // to get away from a session that drains, or is to be renewed
 	)
 	plan := func(reason string, wait time.Duration) {
 		why, due = reason, time.After(wait)
@@ -49,25 +51,23 @@ func (c *clientLoop) stay(ctx context.Context, s *Session) *Session {
 			drain = nil
 			delay, _ := s.leaving.asks()
 			plan(moveDrain, c.cfg.jitter(delay))
+		case <-renew:
+			plan(moveRenew, 0)
 		case <-due:
 			if due = nil; m == nil { // else what becomes of that one decides
 				m = c.begin(ctx, why)
-				result = m.result
+				result, renew = m.result, nil
 			}
 		case r := <-result:
-			result = nil
+			result, renew = nil, c.renew
 			if r.err == nil {
 				m.cancel()
 				c.handOver(ctx, s, r.s, m.why)
 				return r.s
 			}
 			c.moveFailed(m, r.err)
-			if m = nil; drain != nil {
-				plan(moveUpgrade, c.probeWait())
-				continue
-			}
-			plan(moveDrain, c.cfg.jitter(c.span(tries)))
-			tries++
+			plan(c.again(m.why, drain == nil, &tries))
+			m = nil
 		case <-s.Done():
 			return c.lastHope(ctx, s, m)
 		case <-ctx.Done():
@@ -75,6 +75,18 @@ func (c *clientLoop) stay(ctx context.Context, s *Session) *Session {
 			return nil
 		}
 	}
+}
+
+// again is what follows an attempt that came to nothing: the next, and when.
+func (c *clientLoop) again(why string, drained bool, tries *int) (string, time.Duration) {
+	if drained {
+		why = moveDrain
+	}
+	if why == moveUpgrade {
+		return why, c.probeWait()
+	}
+	*tries++
+	return why, c.cfg.jitter(c.span(*tries - 1))
 }
 
 // probeWait is how long to wait for the next try of QUIC.

@@ -46,7 +46,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "mooring_tunnel_dials_total", Help: "Attempts to connect, by result: ok, failed, lost (the other transport was faster).",
 		}, []string{"transport", "result"}),
 		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mooring_tunnel_moves_total", Help: "Sessions that took over from one that was up, by their transport and the reason: upgrade (QUIC works again), drain (the broker is about to stop).",
+			Name: "mooring_tunnel_moves_total", Help: "Sessions that took over from one that was up, by their transport and the reason: upgrade (QUIC works again), drain (the broker is about to stop), renew (a new certificate).",
 		}, []string{"transport", "reason"}),
 	}
 	if reg != nil {

@@ -1,0 +1,284 @@
+package egressproxy
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
+)
+
+const (
+	// maxQueue bounds what a connection holds that its node has not taken, in bytes, but for one packet that is larger.
+	maxQueue = 1 << 20
+	// stallLimit is how long a full queue may hold up others on the same gRPC stream.
+	stallLimit = 10 * time.Second
+	// tailTime is how long a node that takes nothing more may pause in what it still has to say.
+	tailTime = 10 * time.Second
+)
+
+var chunks = sync.Pool{New: func() any { b := new([chunk]byte); return b }}
+
+// conn is one connection of a call.
+//
+// Konnectivity knows no half-close. A node that ends its bytes has the connection closed (CLOSE_RSP), and what the client has
+// sent by then and the node not taken is lost. A client's CLOSE_REQ has all of it written before the node reads an end. All
+// other ends are abnormal: the node's side is reset, and the client is told by CLOSE_RSP.error as far as the stream is there.
+type conn struct {
+	call       *call
+	id, random int64
+	node       remote
+	log        *slog.Logger
+	started    time.Time
+
+	mute bool // CLOSE_RSP was sent, nothing follows it; guarded by call.sendMu
+
+	sent, received atomic.Int64
+	deaf           atomic.Bool // the node takes nothing more
+
+	mu       sync.Mutex // guards the following
+	queue    [][]byte
+	queued   int           // bytes in it
+	finished bool          // CLOSE_REQ came: the end follows the queue
+	over     bool          // nothing is written any more
+	why      string        // it was cut, if it was
+	filled   chan struct{} // holds one: there is something to write, or an end
+	drained  chan struct{} // holds one: something was written, or will never be
+}
+
+func newConn(c *call, id, random int64, node remote, log *slog.Logger) *conn {
+	return &conn{
+		call: c, id: id, random: random, node: node, log: log.With("connection", id), started: time.Now(),
+		filled: make(chan struct{}, 1), drained: make(chan struct{}, 1),
+	}
+}
+
+// run tells the client that it is connected and carries bytes until both ways have ended.
+func (k *conn) run() {
+	var writing sync.WaitGroup
+	err := k.call.send(dialResponse(&konnectivity.DialResponse{Random: k.random, ConnectID: k.id}))
+	if err != nil {
+		k.abort(wire.Canceled, err.Error())
+	} else {
+		writing.Go(k.write)
+		err = k.read()
+	}
+	writing.Wait()
+	k.call.forget(k)
+	_ = k.node.Close() // what was reset stays so
+	k.log.Debug("connection ended", "toNode", k.sent.Load(), "toAPIServer", k.received.Load(), "after", time.Since(k.started), "err", err)
+}
+
+// read carries what the node says to the client, and says how it ended.
+func (k *conn) read() error {
+	err := k.pump()
+	switch {
+	case k.isFinished() && (errors.Is(err, io.EOF) || errors.Is(err, errMute) || errors.Is(err, net.ErrClosed)):
+		return nil // what is left is to be written
+	case errors.Is(err, io.EOF) && k.deaf.Load():
+		err = errDeaf
+	case errors.Is(err, io.EOF):
+		k.halt()
+		_ = k.node.Close() // ends a write that is under way, too
+		_ = k.call.sayClosed(k, "")
+		return nil
+	}
+	k.abort(wire.Canceled, err.Error())
+	_ = k.call.sayClosed(k, "the connection to the node was cut: "+k.cause())
+	return err
+}
+
+var errDeaf = errors.New("the node did not take all that was sent")
+
+// pump ends with io.EOF, if the node ended its bytes in the ordinary way.
+func (k *conn) pump() error {
+	for {
+		if k.deaf.Load() {
+			_ = k.node.SetReadDeadline(time.Now().Add(tailTime))
+		}
+		if err := k.node.WaitRead(); err != nil {
+			return err
+		}
+		if err := k.burst(); err != nil {
+			return err
+		}
+	}
+}
+
+// burst sends what there is to read, with one buffer.
+func (k *conn) burst() error {
+	buf := chunks.Get().(*[chunk]byte)
+	defer chunks.Put(buf)
+	for {
+		n, err := k.node.Read(buf[:])
+		if n > 0 { // an empty packet would be an end of file to the client
+			k.received.Add(int64(n))
+			if err := k.call.sendData(k, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if n < chunk/4 {
+			return nil
+		}
+	}
+}
+
+// write writes the queue to the node, and its end.
+func (k *conn) write() {
+	for {
+		b, end, over := k.next()
+		switch {
+		case over:
+			return
+		case end:
+			_ = k.node.Close() // behind all that was written
+			return
+		}
+		n, err := k.node.Write(b)
+		k.sent.Add(int64(n))
+		if err == nil {
+			continue
+		}
+		if k.isFinished() { // by a node that takes nothing, or nothing more: it must not take this for the end
+			k.abort(wire.Canceled, err.Error())
+			return
+		}
+		// The node may have more to say: an early answer, for one.
+		k.deaf.Store(true)
+		_ = k.node.SetReadDeadline(time.Now().Add(tailTime))
+		k.halt()
+		return
+	}
+}
+
+// next waits for something to write.
+func (k *conn) next() (b []byte, end, over bool) {
+	for {
+		k.mu.Lock()
+		switch {
+		case k.over:
+			over = true
+		case len(k.queue) > 0:
+			b = k.queue[0]
+			k.queue = k.queue[1:]
+			k.queued -= len(b)
+		case k.finished:
+			end = true
+		default:
+			k.mu.Unlock()
+			<-k.filled
+			continue
+		}
+		k.mu.Unlock()
+		signal(k.drained)
+		return b, end, over
+	}
+}
+
+// put queues what the client sent. With a full queue it waits, and with it all that comes by the same gRPC stream: that is the
+// back-pressure on a client which has one connection on each. Where there are others it waits for stallLimit, and then the
+// connection is cut for their sake.
+func (k *conn) put(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	stall := time.NewTimer(k.call.p.cfg.stallLimit)
+	defer stall.Stop()
+	for {
+		k.mu.Lock()
+		if k.over || k.finished {
+			k.mu.Unlock()
+			return
+		}
+		if k.queued == 0 || k.queued+len(b) <= maxQueue {
+			k.queue, k.queued = append(k.queue, b), k.queued+len(b)
+			k.mu.Unlock()
+			signal(k.filled)
+			return
+		}
+		k.mu.Unlock()
+		select {
+		case <-k.drained:
+		case <-k.call.ctx.Done():
+			return
+		case <-stall.C:
+			if !k.call.alone() {
+				k.log.Warn("connection cut: its node takes nothing, and others wait behind it on their common stream")
+				k.abort(wire.Overloaded, "the node takes nothing, and others wait behind it on their common stream")
+				return
+			}
+			stall.Reset(k.call.p.cfg.stallLimit)
+		}
+	}
+}
+
+// finish is the client's end: what it sent before is still written, within closeGrace, but nothing more is read.
+func (k *conn) finish() {
+	k.mu.Lock()
+	k.finished = true
+	over := k.over
+	k.mu.Unlock()
+	if over { // nobody writes any more
+		_ = k.node.Close()
+		return
+	}
+	_ = k.node.SetWriteDeadline(time.Now().Add(k.call.p.cfg.closeGrace))
+	signal(k.filled)
+}
+
+func (k *conn) isFinished() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.finished
+}
+
+// halt has nothing more written. What is queued is lost.
+func (k *conn) halt() {
+	k.mu.Lock()
+	k.over = true
+	k.queue, k.queued = nil, 0
+	k.mu.Unlock()
+	signal(k.filled)
+	signal(k.drained)
+}
+
+// abort resets the node's side. The first reason counts: what follows is its consequence.
+func (k *conn) abort(code wire.Code, why string) {
+	k.mu.Lock()
+	if k.why == "" {
+		k.why = why
+	}
+	k.mu.Unlock()
+	k.halt()
+	_ = k.node.Reset(code)
+}
+
+func (k *conn) cause() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.why
+}
+
+// abandoned is the end of the stream: a connection that its client has closed goes on to its end.
+func (k *conn) abandoned() {
+	if !k.isFinished() {
+		k.abort(wire.Canceled, "the stream of its client ended")
+	}
+}
+
+// signal makes sure that c holds one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
