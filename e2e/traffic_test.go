@@ -316,7 +316,7 @@ func (s *suite) apiFromPod(t *testing.T) {
 }
 
 // neighbour: who is on the site's network, and sends to the control plane's address by way of the node, is turned away.
-// Seen answered (with a TLS alert of the API server's) with apiEndpoint.allow left out.
+// Seen answered by the API server with apiEndpoint.allow left out.
 func (s *suite) neighbour(t *testing.T) {
 	machine, err := s.nodes[0].box.Site.AddNeighbour()
 	must(t, err)
@@ -346,8 +346,10 @@ func (s *suite) onLoopback(ctx context.Context, n *node, want bool) error {
 	return nil
 }
 
-// webhookNodeKilled: while the agent of the webhook's node is dead, who needs the webhook is told at once, and its other
-// node is of no use to it. The control plane's address stays where it was, and pods are refused there until it is back.
+// webhookNodeKilled: while the agent of the webhook's node is dead, who needs the webhook is told at once, and the other node
+// is not asked: it was, and timed out, with packets for the pod leaving its site, when the switchboard took no account of where
+// a Service's pods are (Board.candidates). The control plane's address stays where it was, and pods are refused there until the
+// agent is back.
 func (s *suite) webhookNodeKilled(t *testing.T) {
 	n := s.nodes[0]
 	n.box.Agent().Kill()
