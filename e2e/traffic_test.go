@@ -196,7 +196,8 @@ data: {word: %s}
 	return err
 }
 
-// webhook: an admission webhook whose only pod is on one of two nodes is asked, at its Service's address.
+// webhook: an admission webhook whose only pod is on one of two nodes is asked, at its Service's address. The API server keeps
+// its connections; that the other node is not asked shows where the node is killed, too.
 func (s *suite) webhook(t *testing.T) {
 	must(t, s.acme.Apply(s.ctx, fmt.Sprintf(webhookConfig, s.appCA)))
 	s.wait(t, "the webhook to be asked", 30*time.Second, func(ctx context.Context) error {
@@ -209,7 +210,7 @@ func (s *suite) webhook(t *testing.T) {
 		}
 		return nil
 	})
-	for range 4 { // by chance the other node would be asked
+	for range 4 {
 		if err := s.checked(s.ctx, "fine"); err != nil {
 			t.Errorf("what the webhook admits: %v", err)
 		}
@@ -315,21 +316,21 @@ func (s *suite) apiFromPod(t *testing.T) {
 }
 
 // neighbour: who is on the site's network, and sends to the control plane's address by way of the node, is turned away.
-// Seen answered (with a TLS alert of the API server's) with apiEndpoint.allow left out.
+// Seen answered by the API server with apiEndpoint.allow left out.
 func (s *suite) neighbour(t *testing.T) {
-	site := s.nodes[0].box.Site
-	host, _, _ := net.SplitHostPort(s.acme.AdvertisedAddress())
-	must(t, site.Router.IP("route add "+host+"/32 via "+harness.NodeAddress))
-	conn, err := site.Router.Dial(s.ctx, "tcp", s.acme.AdvertisedAddress())
+	machine, err := s.nodes[0].box.Site.AddNeighbour()
 	must(t, err)
+	ctx, cancel := context.WithTimeout(s.ctx, 15*time.Second)
+	defer cancel()
+	conn, err := machine.Dial(ctx, "tcp", s.acme.AdvertisedAddress())
+	must(t, err) // the kernel takes it: the address is the node's
 	defer conn.Close()
 	must(t, conn.SetDeadline(time.Now().Add(15*time.Second)))
 	_, _ = conn.Write([]byte("GET / HTTP/1.0\r\n\r\n")) // which a TLS server answers in plain words
 	got, err := io.ReadAll(conn)
-	if timeout, ok := err.(net.Error); len(got) > 0 || ok && timeout.Timeout() {
+	if timeout, ok := errors.AsType[net.Error](err); len(got) > 0 || ok && timeout.Timeout() {
 		t.Errorf("a neighbour of the node got %q, %v from the control plane's address", got, err)
 	}
-	must(t, site.Router.IP("route del "+host+"/32"))
 }
 
 // onLoopback returns nil if the control plane's address is on the machine's lo, or is not, as wanted.
@@ -345,8 +346,10 @@ func (s *suite) onLoopback(ctx context.Context, n *node, want bool) error {
 	return nil
 }
 
-// webhookNodeKilled: while the agent of the webhook's node is dead, who needs the webhook is told at once, and its other
-// node is of no use to it. The control plane's address stays where it was, and pods are refused there until it is back.
+// webhookNodeKilled: while the agent of the webhook's node is dead, who needs the webhook is told at once, and the other node
+// is not asked: it was, and timed out, with packets for the pod leaving its site, when the switchboard took no account of where
+// a Service's pods are (Board.candidates). The control plane's address stays where it was, and pods are refused there until the
+// agent is back.
 func (s *suite) webhookNodeKilled(t *testing.T) {
 	n := s.nodes[0]
 	n.box.Agent().Kill()
@@ -364,11 +367,11 @@ func (s *suite) webhookNodeKilled(t *testing.T) {
 		return nil
 	})
 	s.note("told after %.2f s", told.Seconds())
-	if told > 3*time.Second {
+	if told > 10*time.Second { // beside the time that kubectl takes on a busy machine; the words above say that nobody was asked
 		t.Errorf("a webhook whose node is gone: told after %s", told)
 	}
 	start := time.Now()
-	if out, err := s.acme.Kubectl(s.ctx, "get", "--raw", "/api/v1/namespaces/default/pods/app-edge-1:8080/proxy/"); err == nil || time.Since(start) > 3*time.Second {
+	if out, err := s.acme.Kubectl(s.ctx, "get", "--raw", "/api/v1/namespaces/default/pods/app-edge-1:8080/proxy/"); err == nil || time.Since(start) > 10*time.Second {
 		t.Errorf("pods/proxy to a node that is gone: %q, %v after %s", out, err, time.Since(start))
 	}
 	must(t, s.onLoopback(s.ctx, n, true))

@@ -41,6 +41,7 @@ apiAddress: 127.0.0.1:%[2]d
 tunnel: {endpoint: "%[3]s", transport: %[4]s}
 node: {name: %[5]s}
 kubelet: {mode: none, rootDir: %[1]s/kubelet}
+api: {advertise: false}
 `, a.Dir, looseAPIPorts+n, net.JoinHostPort(BrokerAddress, BrokerPort), transport, name),
 	} {
 		if err := os.WriteFile(filepath.Join(a.Dir, file), []byte(content), 0o600); err != nil {

@@ -2,16 +2,34 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strings"
 	"time"
+
+	"github.com/mooring-edge/mooring/e2e/internal/host"
 )
 
 // AdvertisedAddress is where the API servers tell pods that they are, port included.
 func (t *Tenant) AdvertisedAddress() string {
 	return net.JoinHostPort(advertisedAddr, fmt.Sprint(t.Port))
+}
+
+// AddNeighbour connects another machine to the site's node, on a network of their own. It sends what is for the platform's
+// addresses by way of the node.
+func (s *Site) AddNeighbour() (host.Netns, error) {
+	n, err := host.AddNetns(s.env.run.Name(s.Name + "-nb"))
+	if err != nil {
+		return n, err
+	}
+	return n, errors.Join(
+		s.LAN.IP("link add eth1 type veth peer name eth0 netns "+string(n)),
+		s.LAN.IP("addr add 192.168.2.1/24 dev eth1"), s.LAN.IP("link set eth1 up"),
+		n.IP("addr add 192.168.2.9/24 dev eth0"), n.IP("link set eth0 up"),
+		n.IP("route add "+advertisedAddr+"/32 via 192.168.2.1"),
+	)
 }
 
 // UsePodCIDR has the machine's pods get their addresses from there, from the next one on.

@@ -262,32 +262,6 @@ func (a *Agent) hello() wire.Hello {
 	return h
 }
 
-// policy is the dial policy as things are now.
-func (a *Agent) policy() policy {
-	p := policy{
-		port: uint16(a.cfg.Kubelet.Port),
-		addresses: func() []netip.Addr {
-			if l := a.addresses.Load(); l != nil {
-				return *l
-			}
-			return nil
-		},
-		kubelet: func() netip.AddrPort {
-			if at := a.kubeletAt.Load(); at != nil {
-				return *at
-			}
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(a.cfg.Kubelet.Port))
-		},
-	}
-	if r := a.reach.Load(); r != nil {
-		p.reach = func() reach { return *r }
-	}
-	if id := a.identity.Load(); id != nil {
-		p.node = id.Node
-	}
-	return p
-}
-
 func (a *Agent) tunnelUp(s *tunnel.Session) {
 	a.session.Store(s)
 	a.metrics.up.Set(1)
