@@ -15,11 +15,13 @@ CHURN ?= 30m
 # Where built Kubernetes binaries are kept; outside the tree, so that a fresh clone finds them.
 export MOORING_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mooring
 export CGO_ENABLED ?= 0
+# The time of all that is in an image: the commit's, so that it is the same whenever it is made.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
+.PHONY: help build images test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -30,6 +32,9 @@ help: ## Show this list
 
 build: ## Build edge-agent and broker into bin/, stripped and static
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/edge-agent ./cmd/broker
+
+images: ## Make the images of broker and agent for each platform, in bin/images, with no container engine
+	@cd packaging/oci && go run . --version '$(VERSION)' --revision "$$(git rev-parse HEAD 2>/dev/null || true)"
 
 demo: deps tools ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
 	@cd e2e && go build -o ../bin/demo ./cmd/demo
