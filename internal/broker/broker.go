@@ -51,7 +51,7 @@ const (
 func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
 	boundGarbage()
 	log.Info("broker starting", "version", version.Get().String(), "dataDir", cfg.DataDir)
-	st, err := store.Open(ctx, store.Config{Dir: cfg.DataDir, Logger: log})
+	st, err := store.Open(ctx, storeConfig(cfg, log))
 	if err != nil {
 		return err
 	}
@@ -64,6 +64,14 @@ func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
 		return nil
 	}
 	return err
+}
+
+func storeConfig(cfg *config.Broker, log *slog.Logger) store.Config {
+	c := store.Config{Dir: cfg.DataDir, Logger: log}
+	if e := cfg.Store.Etcd; len(e.Endpoints) > 0 {
+		c.Cluster = &store.Cluster{Endpoints: e.Endpoints, CAFile: e.CAFile, CertFile: e.CertFile, KeyFile: e.KeyFile, Prefix: e.Prefix}
+	}
+	return c
 }
 
 // runOver is Run over a store that is open; several brokers may share one.

@@ -8,8 +8,9 @@ const DefaultBrokerPath = "/etc/mooring/broker.yaml"
 // Broker configures the broker. Only front.publicEndpoint has no usable default.
 type Broker struct {
 	TypeMeta
-	// DataDir holds the embedded store. Default /var/lib/mooring-broker, mode 0700.
-	DataDir string `json:"dataDir"`
+	// DataDir holds the embedded store, and the audit log. Default /var/lib/mooring-broker, mode 0700.
+	DataDir string      `json:"dataDir"`
+	Store   BrokerStore `json:"store"`
 	// TrustDomain is the first part of every identity. Fixed once the CA is made. Default mooring.local.
 	TrustDomain string `json:"trustDomain"`
 	// AdminSocket is where the subcommands find the running broker. Default /run/mooring/broker.sock, mode 0600.
@@ -203,6 +204,7 @@ func (c *Broker) validate(p *problems) {
 	if c.Egress.HostsDir != "" {
 		p.check("egress.hostsDir", absolute(c.Egress.HostsDir))
 	}
+	c.Store.validate(p)
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)
 	p.check("tunnel.maxStreams", intBetween(c.Tunnel.MaxStreams, 1, 100_000))
 	p.check("tunnel.maxPending", intBetween(c.Tunnel.MaxPending, 1, 100_000))

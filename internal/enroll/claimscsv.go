@@ -22,7 +22,7 @@ const (
 	MaxClaimsAtOnce = 5000
 	// claimBatch is how many claims are one commit: with a condition for each one's tenant at most, half of the
 	// store's limit of operations. claimBatchBytes keeps a batch below its limit of bytes.
-	claimBatch      = 250
+	claimBatch      = 60
 	claimBatchBytes = 1 << 20
 	// maxCSVProblems bounds the answer to a file that is something else altogether.
 	maxCSVProblems = 50
@@ -184,7 +184,7 @@ type Filed struct {
 
 // CreateCSV files the claims of a CSV file (see ParseClaims), all with this approval ("" = auto). All of it is checked
 // first, and nothing is filed if anything is wrong with any (a claim that exists for something else is wrong, one
-// with the same content is not); the error holds all problems. Then they are committed in batches of 250, each whole
+// with the same content is not); the error holds all problems. Then they are committed in batches of 60, each whole
 // or not at all; an error from there on says how many are filed, and the same call again files the rest.
 func (c *Claims) CreateCSV(ctx context.Context, data []byte, approval string) (Filed, error) {
 	var problems problemList

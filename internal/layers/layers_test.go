@@ -30,6 +30,7 @@ var layer = map[string]int{
 	"internal/kubetest":    35,
 	"pkg/join/kubelet":     30,
 	"internal/switchboard": 30,
+	"internal/peers":       25,
 	"internal/tracing":     30,
 	"internal/tenant":      30,
 	"pkg/tunnel":           20,

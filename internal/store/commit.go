@@ -17,6 +17,7 @@ type Op struct {
 	cond    bool  // rev counts
 	write   bool
 	remove  bool
+	lease   clientv3.LeaseID // 0: none
 	problem string
 }
 
@@ -46,7 +47,7 @@ func Check(key string, rev int64) Op { return Op{key: key, rev: rev, cond: true}
 
 // Commit applies all ops at once if all their conditions hold, else none of
 // them, and returns ErrConflict. A key may be written by one op only; at most
-// 512 ops, 1.5 MiB in all.
+// 128 ops, 1.5 MiB in all.
 //
 // An error that is not ErrConflict, ErrFull or about the ops themselves (ctx
 // ended, store closed) leaves open whether the ops were applied: read again.
@@ -58,9 +59,11 @@ func (s *Store) Commit(ctx context.Context, ops ...Op) error {
 	if s.closing.Err() != nil {
 		return fmt.Errorf("store: commit: %w", ErrClosed)
 	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	resp, err := s.client.Txn(ctx).If(txn.conds...).Then(txn.changes...).Else(txn.reads...).Commit()
 	if err != nil {
-		return fmt.Errorf("store: commit: %w", s.wrap(err))
+		return fmt.Errorf("store: commit: %w", s.wrap(s.because(ctx, err)))
 	}
 	if !resp.Succeeded {
 		return fmt.Errorf("store: commit: %w", conflict(ops, resp))
@@ -93,7 +96,7 @@ func compile(ops []Op) (compiled, error) {
 			c.reads = append(c.reads, clientv3.OpGet(op.key, clientv3.WithKeysOnly()))
 		}
 		if op.write {
-			c.changes = append(c.changes, clientv3.OpPut(op.key, string(op.val)))
+			c.changes = append(c.changes, clientv3.OpPut(op.key, string(op.val), clientv3.WithLease(op.lease)))
 		}
 		if op.remove {
 			c.changes = append(c.changes, clientv3.OpDelete(op.key))

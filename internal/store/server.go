@@ -14,7 +14,7 @@ import (
 
 const (
 	quotaBytes = 1 << 30 // 100,000 nodes with some KiB each, and their history
-	maxTxnOps  = 512
+	maxTxnOps  = 128     // what an etcd cluster allows by default
 	// compaction keeps this much history for watches that fall behind.
 	compaction = "1h"
 	// defragMiB of unused space are given back at a start.

@@ -1,6 +1,6 @@
 // Package store keeps the broker's state: a small ordered map from keys to
 // values with revisions, atomic commits and gapless watches. It is etcd,
-// embedded in the process, and the only package that knows so.
+// embedded in the process or a cluster elsewhere, and the only package that knows so.
 //
 // The embedded server has one member and no listeners at all: no TCP port, no
 // unix socket, nothing for another process to talk to. Calls go to it directly.
@@ -50,6 +50,8 @@ var (
 type Config struct {
 	// Dir holds the files; made (0700) if absent. Any length of path will do.
 	Dir string
+	// Cluster takes the place of the files in Dir, if not nil.
+	Cluster *Cluster
 	// Logger gets progress of the start and the server's warnings. nil = none.
 	Logger *slog.Logger
 
@@ -58,10 +60,11 @@ type Config struct {
 
 // Store is an open store. Safe for concurrent use.
 type Store struct {
-	etcd   *embed.Etcd
-	client *clientv3.Client
-	log    *slog.Logger
-	unlock func()
+	etcd    *embed.Etcd // nil with a cluster
+	cluster string      // where that is; empty without
+	client  *clientv3.Client
+	log     *slog.Logger
+	unlock  func()
 
 	closing   context.Context // done from the beginning of Close on
 	cancel    context.CancelFunc
@@ -80,12 +83,15 @@ type Item struct {
 }
 
 // Open starts the server on the files in cfg.Dir and waits until it serves,
-// some 100 ms with a small store. ctx bounds the start alone; the store runs
+// some 100 ms with a small store; or waits until cfg.Cluster answers. ctx bounds the start alone; the store runs
 // until Close. Errors are ErrLocked, ErrCorrupt, ctx's, or the file system's.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	log := cfg.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Cluster != nil {
+		return openCluster(ctx, cfg, log)
 	}
 	if cfg.quota == 0 {
 		cfg.quota = quotaBytes
@@ -144,24 +150,33 @@ func (s *Store) Close() error {
 		if cerr := s.client.Close(); cerr != nil && !errors.Is(cerr, context.Canceled) {
 			err = fmt.Errorf("close store: %w", cerr)
 		}
-		s.etcd.Close()
+		if s.etcd != nil {
+			s.etcd.Close()
+		}
 		s.unlock()
 	})
 	return err
 }
 
 // Done is closed when the store serves no more: after Close, or because the
-// server stopped by itself.
-func (s *Store) Done() <-chan struct{} { return s.etcd.Server.StopNotify() }
+// embedded server stopped by itself.
+func (s *Store) Done() <-chan struct{} {
+	if s.etcd == nil {
+		return s.closing.Done()
+	}
+	return s.etcd.Server.StopNotify()
+}
 
 // Get returns the item at key, or ErrNotFound.
 func (s *Store) Get(ctx context.Context, key string) (Item, error) {
 	if s.closing.Err() != nil {
 		return Item{}, fmt.Errorf("store: get %s: %w", key, ErrClosed)
 	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	resp, err := s.client.Get(ctx, key)
 	if err != nil {
-		return Item{}, fmt.Errorf("store: get %s: %w", key, s.wrap(err))
+		return Item{}, fmt.Errorf("store: get %s: %w", key, s.wrap(s.because(ctx, err)))
 	}
 	if len(resp.Kvs) == 0 {
 		return Item{}, fmt.Errorf("store: get %s: %w", key, ErrNotFound)
@@ -185,9 +200,11 @@ func (s *Store) list(ctx context.Context, prefix string) ([]Item, int64, error) 
 	if s.closing.Err() != nil {
 		return nil, 0, fmt.Errorf("store: list %s: %w", prefix, ErrClosed)
 	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	resp, err := s.client.Get(ctx, prefix, clientv3.WithPrefix())
 	if err != nil {
-		return nil, 0, fmt.Errorf("store: list %s: %w", prefix, s.wrap(err))
+		return nil, 0, fmt.Errorf("store: list %s: %w", prefix, s.wrap(s.because(ctx, err)))
 	}
 	items := make([]Item, 0, len(resp.Kvs))
 	for _, kv := range resp.Kvs {

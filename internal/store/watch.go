@@ -98,6 +98,9 @@ func (w *watch) round(ctx context.Context) error {
 	// A context of this round alone, so that its server-side watch ends with it.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if w.s.cluster != "" { // a member that is cut off from the others would be silent for good
+		ctx = clientv3.WithRequireLeader(ctx)
+	}
 	for resp := range w.s.client.Watch(ctx, w.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1)) {
 		if resp.CompactRevision != 0 {
 			return errCompacted

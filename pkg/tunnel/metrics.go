@@ -151,7 +151,7 @@ func (m *Metrics) dialled(t Transport, result string) {
 // kindLabel and codeLabel keep what a peer makes up out of the labels.
 func kindLabel(k wire.Kind) string {
 	switch k {
-	case wire.KindDial, wire.KindAPI:
+	case wire.KindDial, wire.KindAPI, wire.KindForward:
 		return k.String()
 	}
 	return "other"

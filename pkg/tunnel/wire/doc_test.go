@@ -33,7 +33,7 @@ func TestDocAgrees(t *testing.T) {
 		fmt.Sprintf("| `ancestors` | at most %d earlier instances", MaxAncestors),
 		fmt.Sprintf("%d = *send*", ResetSend), fmt.Sprintf("%d = *stop*", ResetStop),
 	}
-	for _, k := range []Kind{KindControl, KindDial, KindAPI} {
+	for _, k := range []Kind{KindControl, KindDial, KindAPI, KindForward} {
 		want = append(want, fmt.Sprintf("| %d | %s |", byte(k), k))
 	}
 	for c := OK; c <= Quarantined; c++ {

@@ -16,6 +16,7 @@ const (
 	KindControl Kind = 1 // the session's first stream, opened by the side that dialled; never answered
 	KindDial    Kind = 2 // target is the host:port that the other side is to connect to
 	KindAPI     Kind = 3 // the tenant's API server; the target is empty
+	KindForward Kind = 4 // between brokers: a node of a tenant that is connected to the other one; the target is tenant/node/host:port
 )
 
 // String returns the kind's name.
@@ -27,6 +28,8 @@ func (k Kind) String() string {
 		return "dial"
 	case KindAPI:
 		return "api"
+	case KindForward:
+		return "forward"
 	}
 	return fmt.Sprintf("kind %d", byte(k))
 }
