@@ -15,7 +15,7 @@ import (
 )
 
 func newEgress(client func() *admin.Client) *cobra.Command {
-	return group("egress", "Connect API servers to the broker", newEgressIssue(client))
+	return group("egress", "Connect API servers to the broker", newEgressIssue(client), newEgressSecret(client))
 }
 
 func newEgressIssue(client func() *admin.Client) *cobra.Command {
