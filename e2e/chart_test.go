@@ -28,6 +28,7 @@ func TestHelmChart(t *testing.T) {
 		{"KamajisRights", false, s.rights},
 		{"PodRuns", true, s.podRuns},
 		{"PodComesBack", false, s.podComesBack},
+		{"TwoOnEtcd", false, s.onEtcd},
 	})
 }
 

@@ -64,3 +64,13 @@ func (c *Chart) ImportImage(ctx context.Context, b *Box) error {
 	}
 	return nil
 }
+
+// StartEtcd starts an etcd on the box, which its pods reach at NodeAddress.
+func (b *Box) StartEtcd() error {
+	if err := copyFile(b.Site.env.Tool("etcd"), filepath.Join(b.bin(), "etcd")); err != nil && !os.IsExist(err) {
+		return err
+	}
+	url := "http://" + NodeAddress + ":2379"
+	return b.Start("etcd", "etcd", "--data-dir=/var/lib/etcd", "--listen-client-urls="+url, "--advertise-client-urls="+url,
+		"--unsafe-no-fsync", "--log-level=warn")
+}

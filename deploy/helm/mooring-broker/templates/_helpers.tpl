@@ -82,7 +82,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $_ := set $c "peer" (dict "listen" (printf ":%d" (int .Values.ports.peer))) -}}
 {{- end -}}
 {{- if .Values.kamaji.enabled -}}
-{{- $k := dict "enabled" true "image" (include "broker.image" .) -}}
+{{- $k := dict "enabled" true "image" (include "broker.image" .)
+  "brokerEndpoint" (printf "%s.%s.svc:%d" (include "broker.fullname" .) .Release.Namespace (int .Values.frontService.port)) -}}
 {{- with .Values.kamaji.namespaces -}}{{- $_ := set $k "namespaces" . -}}{{- end -}}
 {{- $_ := set $c "kamaji" $k -}}
 {{- end -}}
