@@ -20,12 +20,12 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 
 CHART := deploy/helm/mooring-broker
 # Built once, into the cache.
-helm = $$(cd e2e && go run ./cmd/tools helm)
+helm = $$(cd e2e && go run ./cmd/helm)
 
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build images test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
+.PHONY: help build images manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -60,6 +60,7 @@ race: ## Run the unit tests, and a small fleet in churn, with the race detector
 	cd packaging/oci && CGO_ENABLED=1 go test -race ./...
 
 e2e: deps tools ## Run the end-to-end tests
+	@cd e2e && go run ./cmd/helm >/dev/null
 	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 30m .
 
 lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, manifests that are up to date
@@ -106,8 +107,8 @@ bench-fleet: ## What AGENTS idle nodes cost a broker, over each transport, and t
 churn: ## Have 500 nodes come and go for CHURN; fails if goroutines, open files or memory rise after minute 5
 	cd bench && go run ./fleet --agents 500 --churn $(CHURN)
 
-tools: ## Build the real Kubernetes and etcd for the end-to-end tests, and helm, once
-	@cd e2e && go run ./cmd/tools >/dev/null && go run ./cmd/tools helm >/dev/null
+tools: ## Build the real Kubernetes and etcd for the end-to-end tests, once
+	@cd e2e && go run ./cmd/tools >/dev/null
 
 deps: ## Install the Debian packages that the end-to-end tests run
 	@hack/install-deps

@@ -1,5 +1,5 @@
 // What works on the packages but is no part of them: helm, for the chart's checks. A module of its own, so that its 150
-// requirements weigh on nothing else; e2e/cmd/tools builds it into the cache, once.
+// requirements weigh on nothing else; e2e/cmd/helm builds it into the cache, once.
 module github.com/mooring-edge/mooring/packaging/tools
 
 go 1.26.0

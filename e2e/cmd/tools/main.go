@@ -1,5 +1,5 @@
 // Command tools builds the real Kubernetes and etcd of the end-to-end tests into the cache, unless they
-// are there, and prints the directory. `tools helm` does the same for helm, and prints its path.
+// are there, and prints the directory.
 package main
 
 import (
@@ -26,18 +26,12 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	build := tools.Kubernetes
-	if len(os.Args) == 2 && os.Args[1] == "helm" {
-		build = tools.Helm
-	} else if len(os.Args) > 1 {
-		return fmt.Errorf("want no argument or helm, got %q", os.Args[1:])
-	}
-	path, err := build(ctx, root, func(format string, args ...any) {
+	dir, err := tools.Kubernetes(ctx, root, func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, format+"\n", args...)
 	})
 	if err != nil {
 		return err
 	}
-	fmt.Println(path)
+	fmt.Println(dir)
 	return nil
 }
