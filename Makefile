@@ -15,11 +15,17 @@ CHURN ?= 30m
 # Where built Kubernetes binaries are kept; outside the tree, so that a fresh clone finds them.
 export MOORING_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mooring
 export CGO_ENABLED ?= 0
+# The time of all that is in an image: the commit's, so that it is the same whenever it is made.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+CHART := deploy/helm/mooring-broker
+# Built once, into the cache.
+helm = $$(cd e2e && go run ./cmd/helm)
 
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
+.PHONY: help build images manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -30,6 +36,9 @@ help: ## Show this list
 
 build: ## Build edge-agent and broker into bin/, stripped and static
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/edge-agent ./cmd/broker
+
+images: ## Make the images of broker and agent for each platform, in bin/images, with no container engine
+	@cd packaging/oci && go run . --version '$(VERSION)' --revision "$$(git rev-parse HEAD 2>/dev/null || true)"
 
 demo: deps tools ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
 	@cd e2e && go build -o ../bin/demo ./cmd/demo
@@ -43,27 +52,42 @@ test: deps ## Run every test there is; fails if one had to be skipped
 
 unit: ## Run the unit and conformance tests (seconds, no root)
 	go test ./...
+	cd packaging/oci && go test ./...
 
 race: ## Run the unit tests, and a small fleet in churn, with the race detector
 	CGO_ENABLED=1 go test -race -timeout 10m ./...
 	cd bench && CGO_ENABLED=1 go test -race -timeout 10m ./...
+	cd packaging/oci && CGO_ENABLED=1 go test -race ./...
 
 e2e: deps tools ## Run the end-to-end tests
+	@cd e2e && go run ./cmd/helm >/dev/null
 	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 30m .
 
-lint: ## gofmt, go mod tidy, go vet and staticcheck on the product's, the tests' and the benches' modules
+lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, manifests that are up to date
 	$(call say,gofmt)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted:"; echo "$$bad"; exit 1; fi
 	$(call say,go mod tidy)
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
 	cd bench && go mod tidy -diff
+	cd packaging/oci && go mod tidy -diff
+	cd packaging/tools && go mod tidy -diff
 	$(call say,go vet and staticcheck)
 	go vet ./...
 	go tool staticcheck ./...
 	go build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	cd e2e && go vet ./... && ../bin/staticcheck ./...
 	cd bench && go vet ./... && ../bin/staticcheck ./...
+	cd packaging/oci && go vet ./... && ../../bin/staticcheck ./...
+	$(call say,helm chart and manifests)
+	@helm=$(helm); for values in $(CHART)/ci/*-values.yaml; do \
+		$$helm lint --strict --quiet $(CHART) -f $$values; \
+		$$helm template mooring-broker $(CHART) -n mooring -f $$values >/dev/null; \
+	done; hack/manifests $$helm bin/manifests
+	@diff -ru deploy/manifests bin/manifests || { echo 'deploy/manifests is not what the chart gives: run make manifests'; exit 1; }
+
+manifests: ## Write deploy/manifests anew from the Helm chart
+	hack/manifests $(helm) deploy/manifests
 
 fuzz: ## Run each fuzz target that matches FUZZ for FUZZTIME
 	@for pkg in $$(go list ./...); do \

@@ -19,7 +19,7 @@ import (
 )
 
 func newEgress(client func() *admin.Client) *cobra.Command {
-	return group("egress", "Connect API servers to the broker", newEgressIssue(client))
+	return group("egress", "Connect API servers to the broker", newEgressIssue(client), newEgressSecret(client))
 }
 
 // The ways in which an API server reaches the broker.

@@ -204,3 +204,8 @@ func (e *Env) output(ctx context.Context, program string, args ...string) (strin
 }
 
 func splitLines(s string) []string { return strings.Fields(s) }
+
+// BrokerOffline runs one of the broker's subcommands that need no broker.
+func (p *Platform) BrokerOffline(ctx context.Context, args ...string) (string, error) {
+	return p.env.output(ctx, p.env.Product("broker"), args...)
+}
