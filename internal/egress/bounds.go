@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -180,3 +181,7 @@ func (q *requests) drop(tenant string) {
 	q.dials.DeletePartialMatch(of)
 	q.gauge.DeletePartialMatch(of)
 }
+
+// handshakesEach is how many handshakes of one source are computed at a time: half of the processors, and two at least, so
+// that one which the system has put aside does not hold up the rest.
+func handshakesEach() int { return max(2, runtime.GOMAXPROCS(0)/2) }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -110,7 +109,7 @@ func TestCutAtTheNodeIsAResetForTheAPIServer(t *testing.T) {
 // TestHandshakesAreByTurns: those who come from one source wait for each other, and not those of another source for
 // them. Seen failing with a thousand turns for each source.
 func TestHandshakesAreByTurns(t *testing.T) {
-	most := max(1, runtime.GOMAXPROCS(0)/2)
+	most := handshakesEach()
 	var inside, seen atomic.Int64
 	first, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once

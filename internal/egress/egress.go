@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -118,7 +117,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	err := srv.ServeTLS(guests{l, s.cfg.Enter, strangers.NewTurns(runtime.GOMAXPROCS(0) / 2)}, "", "")
+	err := srv.ServeTLS(guests{l, s.cfg.Enter, strangers.NewTurns(handshakesEach())}, "", "")
 	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
