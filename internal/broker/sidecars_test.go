@@ -98,6 +98,7 @@ func TestSidecarDialsItsTenantsNodes(t *testing.T) {
 
 			other := r.sidecar(t, r.issueEgress(t, "globex"), tr)
 			wantRefused(t, other, wire.KindDial, "edge-1:"+echoPort, wire.NotFound, `no connected node has the name or address "edge-1"`)
+			r.logs.await(t, `msg="sidecar of an API server connected" tenant=globex`)
 			if n, err := r.client.Status(t.Context()); err != nil || n.Sidecars != 2 || n.Connected != 1 {
 				t.Errorf("status: %d sidecars, %d nodes, %v", n.Sidecars, n.Connected, err)
 			}
@@ -114,7 +115,9 @@ func TestSidecarIsCutWithItsTenant(t *testing.T) {
 	r.addTenant(t, "globex")
 	e := r.issueEgress(t, "acme")
 	one, two := r.sidecar(t, e, tunnel.TransportTCP), r.sidecar(t, e, tunnel.TransportQUIC)
+	r.logs.await(t, "sidecars=2")
 	other := r.sidecar(t, r.issueEgress(t, "globex"), tunnel.TransportTCP)
+	r.logs.await(t, `msg="sidecar of an API server connected" tenant=globex`)
 	for _, s := range []*tunnel.Session{one, two} {
 		wantRefused(t, s, wire.KindDial, "edge-9:1", wire.NotFound, "")
 	}
