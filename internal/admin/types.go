@@ -10,6 +10,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
 // Error is the body of every answer that is not 2xx.
@@ -48,6 +49,8 @@ type TenantRequest struct {
 	Name string `json:"name"`
 	// Kubeconfig of an administrator of the tenant, self-contained. It is used once and not kept.
 	Kubeconfig string `json:"kubeconfig"`
+	// Owner is for callers within the broker: the object that the tenant is made for.
+	Owner tenant.Owner `json:"-"`
 }
 
 // Tenant is a hosted control plane.
@@ -59,6 +62,8 @@ type Tenant struct {
 	Nodes      int       `json:"nodes"`
 	Connected  int       `json:"connected"`
 	Access     Access    `json:"access"`
+	// Owner is the object that it was made for, as "TenantControlPlane namespace/name"; empty if an operator added it.
+	Owner string `json:"owner,omitempty"`
 }
 
 // Access is what the broker acts with at a tenant.

@@ -141,6 +141,7 @@ func (b *broker) caChanged() {
 	b.log.Info("CA changed", "phase", string(ring.Phase()), "issuer", ring.Hash())
 	b.checkCA(time.Now())
 	b.holders.push()
+	b.resyncKamaji()
 }
 
 // Conditions about the broker's own certificates.

@@ -33,6 +33,8 @@ type Tenant struct {
 	CreatedAt time.Time `json:"createdAt"`
 	// Access is whose Kubeconfig it is.
 	Access Access `json:"access,omitzero"`
+	// Owner is the object that the tenant was made for; zero = an operator made it.
+	Owner Owner `json:"owner,omitzero"`
 }
 
 const (
@@ -59,7 +61,7 @@ func (t Tenant) Equal(o Tenant) bool {
 	return t.Name == o.Name && t.Address == o.Address && t.ServerName == o.ServerName &&
 		bytes.Equal(t.Kubeconfig, o.Kubeconfig) && bytes.Equal(t.CA, o.CA) && t.CreatedAt.Equal(o.CreatedAt) &&
 		t.Access.Account == o.Access.Account && t.Access.Issued.Equal(o.Access.Issued) && t.Access.Expires.Equal(o.Access.Expires) &&
-		slices.Equal(t.Access.Warnings, o.Access.Warnings)
+		slices.Equal(t.Access.Warnings, o.Access.Warnings) && t.Owner == o.Owner
 }
 
 // clone makes a copy that shares no memory with t.
