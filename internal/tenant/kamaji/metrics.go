@@ -9,6 +9,7 @@ import (
 
 // metrics are those of the broker that leads; the others show none.
 type metrics struct {
+	looks   prometheus.Counter
 	updates prometheus.Counter
 	planes  *prometheus.GaugeVec
 	leading prometheus.Gauge
@@ -19,6 +20,9 @@ type metrics struct {
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
+		looks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mooring_kamaji_looks_total", Help: "Times that a TenantControlPlane was looked at, labelled or not.",
+		}),
 		updates: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mooring_kamaji_writes_total", Help: "Objects of the management cluster that were written for Kamaji's control planes.",
 		}),
@@ -31,7 +35,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		states: map[types.NamespacedName]string{},
 	}
 	if r != nil {
-		r.MustRegister(m.updates, m.planes, m.leading)
+		r.MustRegister(m.looks, m.updates, m.planes, m.leading)
 	}
 	return m
 }

@@ -31,6 +31,7 @@ const (
 
 // Reconcile looks at one control plane. It may run for many at once, but for one object once at a time.
 func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	defer c.metrics.looks.Inc()
 	obj := newObject()
 	err := c.client.Get(ctx, req.NamespacedName, obj)
 	var next time.Duration
