@@ -172,6 +172,18 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestRestoreWithoutFlags: where the user has thrown out the lists of flags since, there is an empty one again: Kamaji's API server has
+// ours still. (Seen failing without dropFlags in restore.)
+func TestRestoreWithoutFlags(t *testing.T) {
+	spec := golden(t, "plain.before.yaml")
+	r := apply(spec, testPlan(), nil)
+	remove(spec, fieldExtraArgs)
+	restore(spec, r)
+	if args, there := lookup(spec, fieldArgs); !there || !reflect.DeepEqual(args, []any{}) {
+		t.Errorf("extraArgs.apiServer is %v, want an empty list", args)
+	}
+}
+
 // TestRestoreKeepsTheUsers: over many shapes of a spec, with changes of the user's made while ours was in, what is left is
 // what the user would have without us. The shapes are random, the seed is printed. (Seen failing with restore that empties the lists, and with one that puts
 // the old address types over the user's new ones.)

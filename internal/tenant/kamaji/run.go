@@ -105,23 +105,25 @@ func (c *Controller) once(ctx context.Context, cfg RunConfig) error {
 	return err
 }
 
-// report tells how it stands with the lead, and ends when that is told, or there is nothing to watch.
+// report tells how it stands with the watch and the lead, and ends when that is told, or there is nothing to watch. Brokers
+// that do not lead watch too: then it is known whether they could, and one that takes over begins at once.
 func (c *Controller) report(ctx context.Context, cfg RunConfig, mgr manager.Manager) error {
 	if !mgr.GetCache().WaitForCacheSync(ctx) {
 		return nil
 	}
+	first, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	if _, err := mgr.GetCache().GetInformer(first, newObject()); err != nil {
+		return fmt.Errorf("list %s: %w (is Kamaji installed, and has the broker its rights?)", Kind.GroupKind(), err)
+	}
 	c.set(cfg, health.True, "Standby", "another broker looks after Kamaji's control planes, or none does yet")
 	select {
 	case <-mgr.Elected():
+		c.metrics.lead(true)
+		c.cfg.Logger.Info("this broker looks after Kamaji's control planes")
+		c.set(cfg, health.True, "Leading", "this broker looks after Kamaji's control planes")
 	case <-ctx.Done():
-		return nil
 	}
-	if _, err := mgr.GetCache().GetInformer(ctx, newObject()); err != nil {
-		return fmt.Errorf("watch %s: %w (is Kamaji installed?)", Kind.GroupKind(), err)
-	}
-	c.metrics.lead(true)
-	c.cfg.Logger.Info("this broker looks after Kamaji's control planes")
-	c.set(cfg, health.True, "Leading", "this broker looks after Kamaji's control planes")
 	return nil
 }
 
