@@ -72,14 +72,15 @@ func (s *kamajiSuite) oldKubernetes(_ *suite, t *testing.T) {
 }
 
 // konnectivityLater: the addon comes to a control plane that is connected. Ours goes, and the two do not roll it in turns: its
-// generation stands still. (Seen failing without the undoing: Kamaji's Deployment gained a generation at each look.)
+// generation stands still. (Seen failing without the undoing.)
 func (s *kamajiSuite) konnectivityLater(_ *suite, t *testing.T) {
 	s.patch(t, "acme", `{"spec":{"addons":{"konnectivity":{}}}}`)
 	s.awaitReason(t, "acme", "Failed", "KonnectivityAddon")
 	s.wait(t, "ours to be out of the Deployment", 60*time.Second, func(ctx context.Context) error {
 		out, err := s.m.Kubectl(ctx, "get", "deployment", "-n", "tenants", "acme", "-o", "jsonpath={.spec.template}")
 		if err == nil && strings.Contains(out, "mooring") {
-			err = errors.New("it is still there")
+			generation, _ := s.m.Kubectl(ctx, "get", "deployment", "-n", "tenants", "acme", "-o", "jsonpath={.metadata.generation}")
+			err = fmt.Errorf("it is still there, in generation %s", generation)
 		}
 		return err
 	})
@@ -97,7 +98,6 @@ func (s *kamajiSuite) konnectivityLater(_ *suite, t *testing.T) {
 }
 
 // restored: without the label the spec is what it was, with what the user has added since, and Kamaji's Deployment has nothing of ours.
-// (Seen failing with restore that leaves the API server's flags out of the record.)
 func (s *kamajiSuite) restored(_ *suite, t *testing.T) {
 	s.patch(t, "acme", `{"spec":{"networkProfile":{"certSANs":["mine.example"]}}}`)
 	s.label(t, "acme", "-")

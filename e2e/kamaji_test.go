@@ -357,9 +357,8 @@ func (s *kamajiSuite) poke(t *testing.T, name string, n int, kamaji bool) {
 	})
 }
 
-// converge: ten looks of both at the object change neither it nor the Deployment, and we write nothing. (Seen failing with
-// a plan whose sidecar lacks the field resources, which Kamaji's types add whenever they write, and with items that are
-// replaced though they are covered.)
+// converge: ten looks of both at the object change neither it nor the Deployment, and we write nothing. (Seen failing with a record
+// that holds the time.)
 func (s *kamajiSuite) converge(_ *suite, t *testing.T) {
 	s.poke(t, "acme", 0, true) // what Kamaji has still to do
 	before := s.generations(t, "acme")
@@ -378,7 +377,7 @@ func (s *kamajiSuite) converge(_ *suite, t *testing.T) {
 }
 
 // rotated: with the CA rotated, the API server's identity is another, no pod is rolled, and the old CA can be retired: nobody
-// had to be asked for a certificate.
+// had to be asked for a certificate. (Seen failing with the CA in the hash on the pods.)
 func (s *kamajiSuite) rotated(_ *suite, t *testing.T) {
 	before := s.generations(t, "acme")
 	old, err := s.m.Secret(s.ctx, "tenants", "acme-mooring")
