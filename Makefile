@@ -107,7 +107,7 @@ bench-fleet: ## What AGENTS idle nodes cost a broker, over each transport, and t
 churn: ## Have 500 nodes come and go for CHURN; fails if goroutines, open files or memory rise after minute 5
 	cd bench && go run ./fleet --agents 500 --churn $(CHURN)
 
-tools: ## Build the real Kubernetes and etcd for the end-to-end tests, once
+tools: ## Build the real Kubernetes, etcd and Kamaji for the end-to-end tests, once
 	@cd e2e && go run ./cmd/tools >/dev/null
 
 deps: ## Install the Debian packages that the end-to-end tests run

@@ -97,19 +97,10 @@ func (t *Tenant) Start(ctx context.Context) error {
 		return err
 	}
 	t.procs = append(t.procs, proc)
-	p := t.platform
-	var allocate []string
-	if t.PodCIDR != "" {
-		allocate = []string{"--allocate-node-cidrs=true", "--cluster-cidr=" + t.PodCIDR, "--configure-cloud-routes=false"}
-	}
-	if err := t.start("kube-controller-manager", p.argv(append([]string{p.env.Tool("kube-controller-manager"),
-		"--kubeconfig=" + filepath.Join(t.Dir, "controller-manager.conf"), "--leader-elect=false",
-		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+1),
-		"--cluster-signing-cert-file=" + t.pki("ca.crt"), "--cluster-signing-key-file=" + t.pki("ca.key"),
-		"--root-ca-file=" + t.pki("ca.crt"), "--service-account-private-key-file=" + t.pki("sa.key"),
-		"--use-service-account-credentials=true", "--controllers=*,bootstrapsigner,tokencleaner"}, allocate...)...)); err != nil {
+	if err := t.startControllerManager(); err != nil {
 		return err
 	}
+	p := t.platform
 	if err := t.start("kube-scheduler", p.argv(p.env.Tool("kube-scheduler"),
 		"--kubeconfig="+filepath.Join(t.Dir, "scheduler.conf"), "--leader-elect=false",
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+2))); err != nil {
@@ -120,6 +111,20 @@ func (t *Tenant) Start(ctx context.Context) error {
 		return err
 	})
 	return err
+}
+
+func (t *Tenant) startControllerManager() error {
+	p := t.platform
+	var allocate []string
+	if t.PodCIDR != "" {
+		allocate = []string{"--allocate-node-cidrs=true", "--cluster-cidr=" + t.PodCIDR, "--configure-cloud-routes=false"}
+	}
+	return t.start("kube-controller-manager", p.argv(append([]string{p.env.Tool("kube-controller-manager"),
+		"--kubeconfig=" + filepath.Join(t.Dir, "controller-manager.conf"), "--leader-elect=false",
+		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", t.Port+1),
+		"--cluster-signing-cert-file=" + t.pki("ca.crt"), "--cluster-signing-key-file=" + t.pki("ca.key"),
+		"--root-ca-file=" + t.pki("ca.crt"), "--service-account-private-key-file=" + t.pki("sa.key"),
+		"--use-service-account-credentials=true", "--controllers=*,bootstrapsigner,tokencleaner"}, allocate...)...))
 }
 
 func (t *Tenant) start(name string, argv []string) error {

@@ -38,6 +38,9 @@ type Platform struct {
 	Shared bool
 	// NodeCertificateTTL is the broker's identity.nodeCertificateTTL, from its next start on; 0 = its default.
 	NodeCertificateTTL time.Duration
+	// BrokerExtra is appended to the broker's configuration, and HostsFile is its /etc/hosts, from its next start on; empty =
+	// none, and the machine's.
+	BrokerExtra, HostsFile string
 
 	etcd    *Proc
 	second  *Proc
@@ -90,8 +93,13 @@ func (p *Platform) argv(argv ...string) []string {
 // withHosts wraps an API server's command so that it runs on the platform with, as /etc/hosts, the file
 // that the broker keeps for the tenant: kube-apiserver looks a node's name up before nodes/NAME/proxy.
 func (p *Platform) withHosts(tenant string, argv ...string) []string {
+	return p.withHostsFile(filepath.Join(p.hostsDir(), tenant), argv...)
+}
+
+// withHostsFile is argv with a file of one's own as /etc/hosts.
+func (p *Platform) withHostsFile(file string, argv ...string) []string {
 	const script = `mount --bind "$0" /etc/hosts && exec "$@"`
-	return p.Net.Argv(append([]string{"unshare", "--mount", "--", "sh", "-c", script, filepath.Join(p.hostsDir(), tenant)},
+	return p.Net.Argv(append([]string{"unshare", "--mount", "--", "sh", "-c", script, file},
 		shifted(p.Clock, p.env.Product("timeshift"), argv...)...)...)
 }
 
@@ -125,7 +133,7 @@ egress:
   publicEndpoint: https://%s
   hostsDir: %s
 drain: {grace: 8s}
-%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), BrokerName, EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress))
+%s%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), BrokerName, EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress), p.BrokerExtra)
 }
 
 // BrokerConfigPath is the broker's configuration file.
@@ -156,7 +164,11 @@ func (p *Platform) LaunchBroker() error {
 	if err := os.WriteFile(path, []byte(p.brokerConfig()), 0o644); err != nil {
 		return err
 	}
-	proc, err := p.env.start("broker", false, p.argv(p.env.Product("broker"), "serve", "--config", path))
+	argv := p.argv(p.env.Product("broker"), "serve", "--config", path)
+	if p.HostsFile != "" {
+		argv = p.withHostsFile(p.HostsFile, p.env.Product("broker"), "serve", "--config", path)
+	}
+	proc, err := p.env.start("broker", false, argv)
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,11 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, actorKey{}, fmt.Sprintf("operator uid=%d", cred.Uid))
 }
 
+// WithActor names on whose behalf the broker itself acts.
+func WithActor(ctx context.Context, who string) context.Context {
+	return context.WithValue(ctx, actorKey{}, who)
+}
+
 // Actor names the user on whose behalf a call of the socket runs, for the audit log.
 func Actor(ctx context.Context) string {
 	if who, ok := ctx.Value(actorKey{}).(string); ok {

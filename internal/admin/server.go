@@ -148,18 +148,23 @@ func (b *Broker) issueEgress(r *http.Request) (any, error) {
 	if req.TTL.Duration < low || req.TTL.Duration > high {
 		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("ttl %s: want %s to %s", req.TTL, low, high)}
 	}
+	return b.IssueAPIServer(r.Context(), req)
+}
+
+// IssueAPIServer issues a client identity for a tenant's API server, and remembers until when one is in use.
+func (b *Broker) IssueAPIServer(ctx context.Context, req EgressRequest) (EgressResponse, error) {
 	now := time.Now()
 	ring := b.CA.Keyring()
 	cert, key, err := ring.IssueAPIServer(req.Tenant, now, req.TTL.Duration)
 	if err != nil {
-		return nil, err
+		return EgressResponse{}, err
 	}
-	if err := b.EgressCerts.Put(r.Context(), req.Tenant, EgressCert{CAHash: ring.Hash(), NotAfter: now.Add(req.TTL.Duration).UTC()}); err != nil {
-		return nil, err
+	if err := b.EgressCerts.Put(ctx, req.Tenant, EgressCert{CAHash: ring.Hash(), NotAfter: now.Add(req.TTL.Duration).UTC()}); err != nil {
+		return EgressResponse{}, err
 	}
 	b.Logger.Info("egress certificate issued", "tenant", req.Tenant, "notAfter", now.Add(req.TTL.Duration))
 	b.Audit.Record(audit.Event{
-		Event: "issue", Outcome: audit.OK, Actor: Actor(r.Context()), Tenant: req.Tenant,
+		Event: "issue", Outcome: audit.OK, Actor: Actor(ctx), Tenant: req.Tenant,
 		Detail: map[string]string{"what": "egress certificate", "notAfter": now.Add(req.TTL.Duration).UTC().Format(time.RFC3339)},
 	})
 	return EgressResponse{

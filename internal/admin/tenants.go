@@ -40,6 +40,7 @@ func (b *Broker) showTenant(r *http.Request) (any, error) {
 func (b *Broker) describe(t tenant.Tenant, nodes, connected int) Tenant {
 	out := Tenant{
 		Name: t.Name, Address: t.Address, ServerName: t.ServerName, CreatedAt: t.CreatedAt, Nodes: nodes, Connected: connected,
+		Owner:  t.Owner.String(),
 		Access: Access{Account: t.Access.Account, Expires: t.Access.Expires, Warnings: t.Access.Warnings},
 	}
 	for _, p := range t.ServiceCIDRs {
@@ -56,37 +57,44 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	cidrs, err := serviceCIDRs(req, nil)
+	t, err := b.AddTenant(r.Context(), req)
 	if err != nil {
-		return nil, err
-	}
-	if _, there := b.Tenants.Get(req.Name); there {
-		return nil, &Error{http.StatusConflict, fmt.Sprintf("tenant %s exists already: give it another kubeconfig with `broker tenant update`, or remove it first", req.Name)}
-	}
-	t, err := b.provision(r.Context(), req, tenant.Tenant{ProxyProtocol: b.ProxyToUpstreams})
-	if err != nil {
-		return nil, err
-	}
-	t.ServiceCIDRs = cidrs
-	b.tenantChange.Lock()
-	defer b.tenantChange.Unlock()
-	// What a removal left that was cut short must not come back to life under the new tenant.
-	if err := b.purge(r.Context(), t.Name); err != nil && !errors.Is(err, tenant.ErrExists) {
-		return nil, err
-	}
-	switch err := b.Tenants.Add(r.Context(), t); {
-	case errors.Is(err, tenant.ErrExists):
-		return nil, &Error{http.StatusConflict, err.Error()}
-	case err != nil:
-		return nil, taken(err)
-	}
-	b.auditTenant(r.Context(), t, "add")
-	if err := b.settled(r.Context(), t.Name, true); err != nil {
 		return nil, err
 	}
 	out := b.describe(t, 0, 0)
 	out.Warnings = b.nameWarnings(r.Context(), t)
 	return out, nil
+}
+
+// AddTenant makes the broker's account with the administrator's access in the request, adds the tenant, and returns when the
+// broker knows it.
+func (b *Broker) AddTenant(ctx context.Context, req TenantRequest) (tenant.Tenant, error) {
+	cidrs, err := serviceCIDRs(req, nil)
+	if err != nil {
+		return tenant.Tenant{}, err
+	}
+	if _, there := b.Tenants.Get(req.Name); there {
+		return tenant.Tenant{}, &Error{http.StatusConflict, fmt.Sprintf("tenant %s exists already: give it another kubeconfig with `broker tenant update`, or remove it first", req.Name)}
+	}
+	t, err := b.provision(ctx, req, tenant.Tenant{ProxyProtocol: b.ProxyToUpstreams})
+	if err != nil {
+		return t, err
+	}
+	t.ServiceCIDRs = cidrs
+	b.tenantChange.Lock()
+	defer b.tenantChange.Unlock()
+	// What a removal left that was cut short must not come back to life under the new tenant.
+	if err := b.purge(ctx, t.Name); err != nil && !errors.Is(err, tenant.ErrExists) {
+		return t, err
+	}
+	switch err := b.Tenants.Add(ctx, t); {
+	case errors.Is(err, tenant.ErrExists):
+		return t, &Error{http.StatusConflict, err.Error()}
+	case err != nil:
+		return t, taken(err)
+	}
+	b.auditTenant(ctx, t, "add")
+	return t, b.settled(ctx, t.Name, true)
 }
 
 // provision turns an administrator's kubeconfig into a tenant with the broker's own access. The administrator's
@@ -99,6 +107,7 @@ func (b *Broker) provision(ctx context.Context, req TenantRequest, had tenant.Te
 	if t, err = req.into(t, had); err != nil {
 		return t, err
 	}
+	t.Owner = req.Owner
 	t, err = b.Provision(ctx, t)
 	if errors.Is(err, enroll.ErrUnavailable) {
 		return t, &Error{http.StatusBadGateway, err.Error()}
@@ -137,49 +146,56 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	if req.Name != r.PathValue("tenant") {
 		return nil, &Error{http.StatusBadRequest, fmt.Sprintf("the request is for tenant %q, its body for %q", r.PathValue("tenant"), req.Name)}
 	}
-	had, err := b.tenant(req.Name)
+	fresh, err := b.UpdateTenant(r.Context(), req)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := serviceCIDRs(req, had.ServiceCIDRs); err != nil {
-		return nil, err
-	}
-	fresh := had
-	if req.Kubeconfig == "" {
-		_, err = req.into(had, had)
-	} else {
-		fresh, err = b.provision(r.Context(), req, had)
-	}
-	if err != nil {
-		return nil, err
-	}
-	err = b.Tenants.Update(r.Context(), req.Name, func(t tenant.Tenant) (tenant.Tenant, error) {
-		if req.Kubeconfig == "" {
-			fresh = t
-		}
-		var err error
-		fresh.ServiceCIDRs, _ = serviceCIDRs(req, t.ServiceCIDRs)
-		fresh.CreatedAt = t.CreatedAt // it is the same tenant: what was issued to it stays good
-		fresh, err = req.into(fresh, t)
-		return fresh, err
-	})
-	if errors.Is(err, tenant.ErrNotFound) {
-		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", req.Name)}
-	}
-	if err != nil {
-		return nil, taken(err)
-	}
-	b.auditTenant(r.Context(), fresh, "update")
 	nodes, connected, err := b.counts(r.Context())
 	if err != nil {
-		return nil, err
-	}
-	if err := b.seen(r.Context(), fresh.Name, func(t tenant.Tenant, there bool) bool { return there && t.Equal(fresh) }); err != nil {
 		return nil, err
 	}
 	out := b.describe(fresh, nodes[fresh.Name], connected[fresh.Name])
 	out.Warnings = b.nameWarnings(r.Context(), fresh)
 	return out, nil
+}
+
+// UpdateTenant gives a tenant a new account's token, and the address and CA of the request's kubeconfig, if there is one; and
+// what else the request says. It stays its owner's. It returns when the broker knows.
+func (b *Broker) UpdateTenant(ctx context.Context, req TenantRequest) (tenant.Tenant, error) {
+	had, err := b.tenant(req.Name)
+	if err != nil {
+		return tenant.Tenant{}, err
+	}
+	if _, err := serviceCIDRs(req, had.ServiceCIDRs); err != nil {
+		return tenant.Tenant{}, err
+	}
+	fresh := had
+	if req.Kubeconfig == "" {
+		_, err = req.into(had, had)
+	} else {
+		fresh, err = b.provision(ctx, req, had)
+	}
+	if err != nil {
+		return fresh, err
+	}
+	err = b.Tenants.Update(ctx, req.Name, func(t tenant.Tenant) (tenant.Tenant, error) {
+		if req.Kubeconfig == "" {
+			fresh = t
+		}
+		var err error
+		fresh.ServiceCIDRs, _ = serviceCIDRs(req, t.ServiceCIDRs)
+		fresh.CreatedAt, fresh.Owner = t.CreatedAt, t.Owner // it is the same tenant: what was issued to it stays good
+		fresh, err = req.into(fresh, t)
+		return fresh, err
+	})
+	if errors.Is(err, tenant.ErrNotFound) {
+		return fresh, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", req.Name)}
+	}
+	if err != nil {
+		return fresh, taken(err)
+	}
+	b.auditTenant(ctx, fresh, "update")
+	return fresh, b.seen(ctx, fresh.Name, func(t tenant.Tenant, there bool) bool { return there && t.Equal(fresh) })
 }
 
 func (b *Broker) auditTenant(ctx context.Context, t tenant.Tenant, action string) {
@@ -220,24 +236,32 @@ func (b *Broker) seen(ctx context.Context, name string, want func(t tenant.Tenan
 
 // removeTenant forgets the tenant first, so that no node can enrol or connect while the rest goes.
 func (b *Broker) removeTenant(r *http.Request) (any, error) {
-	name := r.PathValue("tenant")
+	return struct{}{}, b.RemoveTenant(r.Context(), r.PathValue("tenant"), nil)
+}
+
+// RemoveTenant removes a tenant and all that is its. It does so to the end once it has begun. only, if it is not nil, tells
+// whether the tenant is the one that is meant; one that is not is left.
+func (b *Broker) RemoveTenant(caller context.Context, name string, only func(tenant.Tenant) bool) error {
 	// An operator who does not wait for the end has still asked for all of it.
-	ctx := context.WithoutCancel(r.Context())
+	ctx := context.WithoutCancel(caller)
 	b.tenantChange.Lock()
 	defer b.tenantChange.Unlock()
+	if t, there := b.Tenants.Get(name); there && only != nil && !only(t) {
+		return nil
+	}
 	removed := b.Tenants.Remove(ctx, name)
 	if removed != nil && !errors.Is(removed, tenant.ErrNotFound) {
-		return nil, removed
+		return removed
 	}
 	if err := b.purge(ctx, name); err != nil {
-		return nil, err
+		return err
 	}
 	if removed != nil { // though something of it may have been left, and is gone now
-		return nil, &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", name)}
+		return &Error{http.StatusNotFound, fmt.Sprintf("no tenant %q: see `broker tenant list`", name)}
 	}
 	b.Logger.Info("tenant removed", "tenant", name)
 	b.auditTenant(ctx, tenant.Tenant{Name: name}, "remove")
-	return struct{}{}, b.settled(r.Context(), name, false)
+	return b.settled(caller, name, false)
 }
 
 // purge removes what belongs to a tenant that is gone, and cuts its nodes off.

@@ -10,6 +10,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
+	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
 // Error is the body of every answer that is not 2xx.
@@ -57,6 +58,8 @@ type TenantRequest struct {
 	// ServiceCIDRs are the ranges of the tenant's Services. None: as they were set before; LearnServiceCIDRs alone: the
 	// API server's word.
 	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
+	// Owner is for callers within the broker: the object that the tenant is made for.
+	Owner tenant.Owner `json:"-"`
 }
 
 // Upstream is one address of a tenant's API server.
@@ -91,6 +94,8 @@ type Tenant struct {
 	Warnings []string `json:"warnings,omitempty"`
 	// ServiceCIDRs are the ranges of its Services, if an operator set them.
 	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
+	// Owner is the object that it was made for, as "TenantControlPlane namespace/name"; empty if an operator added it.
+	Owner string `json:"owner,omitempty"`
 }
 
 // Access is what the broker acts with at a tenant.

@@ -143,6 +143,7 @@ func (b *broker) caChanged() {
 	b.checkCA(time.Now())
 	b.holders.push()
 	b.recheckSidecars("")
+	b.resyncKamaji()
 }
 
 // Conditions about the broker's own certificates.

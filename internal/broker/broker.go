@@ -33,6 +33,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/switchboard"
 	"github.com/mooring-edge/mooring/internal/tenant"
+	"github.com/mooring-edge/mooring/internal/tenant/kamaji"
 	"github.com/mooring-edge/mooring/internal/tracing"
 	"github.com/mooring-edge/mooring/internal/version"
 	"github.com/mooring-edge/mooring/pkg/health"
@@ -119,9 +120,10 @@ type broker struct {
 	egress   *egress.Server
 	front    *front.Server
 	sidecars *sidecars
-	door     *strangers.Door  // of the public port, TCP and UDP
-	hosts    *hostsfile.Files // nil if not wanted
-	peers    *elsewhere       // nil: there is one broker
+	door     *strangers.Door                   // of the public port, TCP and UDP
+	hosts    *hostsfile.Files                  // nil if not wanted
+	peers    *elsewhere                        // nil: there is one broker
+	kamaji   atomic.Pointer[kamaji.Controller] // nil if not wanted, or not yet
 
 	admitted atomic.Uint64 // sessions that were let in so far
 
@@ -315,6 +317,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	g.Go(func() error { return b.tokens.Run(ctx, st, enrolMetrics) })
 	g.Go(func() error { return approvals.Run(ctx) })
 	g.Go(func() error { return accounts.Run(ctx) })
+	g.Go(func() error { return b.runKamaji(ctx, adm) })
 	g.Go(func() error { return serveHTTP(ctx, adminSrv, ln.admin) })
 	if ln.health != nil {
 		g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, b.health.Handler(b.metrics), b.log), ln.health) })

@@ -126,7 +126,7 @@ func advertised(listen, said string) (string, error) {
 		if err != nil || host == "" || port == "" {
 			return "", fmt.Errorf("the address for other brokers, %q (peer.advertise, or %s), is not host:port", said, peerAdvertiseEnv)
 		}
-		return said, nil
+		return net.JoinHostPort(host, port), nil // also [10.0.0.1]:8134, which is what a pod's address in brackets gives
 	}
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {

@@ -29,6 +29,7 @@ type Broker struct {
 	Kubelet       BrokerKubelet  `json:"kubelet"`
 	Audit         BrokerAudit    `json:"audit"`
 	Tracing       BrokerTracing  `json:"tracing"`
+	Kamaji        BrokerKamaji   `json:"kamaji"`
 	Log           Log            `json:"log"`
 }
 
@@ -194,6 +195,7 @@ func DefaultBroker() *Broker {
 		Drain:    BrokerDrain{Grace: Duration{10 * time.Second}},
 		Identity: BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}, ExpiredGrace: Duration{87600 * time.Hour}},
 		Tracing:  BrokerTracing{SampleRatio: 1},
+		Kamaji:   defaultKamaji(),
 		Kubelet:  BrokerKubelet{Config: map[string]any{}},
 		Log:      Log{"info", "text"},
 	}
@@ -262,6 +264,7 @@ func (c *Broker) validate(p *problems) {
 		p.add("tracing.sampleRatio", "want a number from 0 to 1, got %v", r)
 	}
 	p.check("identity.expiredGrace", between(c.Identity.ExpiredGrace, 0, 100*365*24*time.Hour))
+	c.Kamaji.validate(p)
 	validateLog(p, c.Log)
 }
 

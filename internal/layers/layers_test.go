@@ -54,6 +54,7 @@ var layer = map[string]int{
 	"internal/layers":      0,
 
 	"internal/tracing/tracingtest": 10,
+	"internal/tenant/kamaji":       40,
 }
 
 // forbidden are imports that no package may have but those excepted, directly or, where deep is set,
@@ -77,8 +78,25 @@ var forbidden = []struct {
 	},
 	{
 		imports: []string{"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"},
-		except:  []string{"internal/enroll", "internal/cluster"},
-		reason:  "the full clientset weighs 12 MB; rest and typed structs do elsewhere",
+		except:  []string{"internal/enroll", "internal/cluster", "internal/tenant/kamaji"},
+		reason:  "the full clientset weighs 12 MB; rest and typed structs do elsewhere (internal/tenant/kamaji takes its scheme, for Secrets and ConfigMaps, beside controller-runtime)",
+	},
+	{
+		imports: []string{"sigs.k8s.io/controller-runtime"},
+		except:  []string{"internal/tenant/kamaji"},
+		reason:  "caches, queues and leader election are for the management cluster's objects; tenants are looked after by plain clients, one each, that share nothing",
+	},
+	{
+		in:      []string{"internal/tenant/kamaji"},
+		imports: []string{module + "internal/enroll", module + "internal/admin", module + "internal/broker"},
+		deep:    true,
+		reason:  "what becomes of a control plane at the broker is asked of it through one small interface, so that it can be tested without",
+	},
+	{
+		in:      []string{"cmd/edge-agent"},
+		imports: []string{"sigs.k8s.io/controller-runtime", module + "internal/tenant"},
+		deep:    true,
+		reason:  "the agent knows neither tenants nor the management cluster, whose client would double its size",
 	},
 	{
 		in:      []string{"cmd/edge-agent"},

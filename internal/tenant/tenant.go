@@ -42,6 +42,8 @@ type Tenant struct {
 	Access Access `json:"access,omitzero"`
 	// ServiceCIDRs are the ranges of its Services, if the operator has to say so; none: the API server says.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
+	// Owner is the object that the tenant was made for; zero = an operator made it.
+	Owner Owner `json:"owner,omitzero"`
 }
 
 const (
@@ -72,7 +74,7 @@ func (t Tenant) Equal(o Tenant) bool {
 		t.Address == o.Address && t.ServerName == o.ServerName &&
 		bytes.Equal(t.Kubeconfig, o.Kubeconfig) && bytes.Equal(t.CA, o.CA) && t.CreatedAt.Equal(o.CreatedAt) &&
 		t.Access.Account == o.Access.Account && t.Access.Issued.Equal(o.Access.Issued) && t.Access.Expires.Equal(o.Access.Expires) &&
-		slices.Equal(t.Access.Warnings, o.Access.Warnings) && slices.Equal(t.ServiceCIDRs, o.ServiceCIDRs)
+		slices.Equal(t.Access.Warnings, o.Access.Warnings) && slices.Equal(t.ServiceCIDRs, o.ServiceCIDRs) && t.Owner == o.Owner
 }
 
 // clone makes a copy that shares no memory with t.

@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("oci", flag.ContinueOnError)
 	f.StringVar(&o.root, "root", "../..", "the repository")
 	f.StringVar(&o.out, "out", "../../bin/images", "the directory to write to; made if absent")
-	f.StringVar(&o.registry, "registry", "ghcr.io/mooring-edge", "what comes before the image's name")
+	f.StringVar(&o.registry, "registry", "mooring-edge", "what comes before the image's name")
 	f.StringVar(&o.version, "version", "", "the version (required)")
 	f.StringVar(&o.revision, "revision", "", "the commit, for the labels")
 	f.StringVar(&epoch, "epoch", epoch, "time of all files, in seconds since 1970; SOURCE_DATE_EPOCH if not given")

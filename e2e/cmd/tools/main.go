@@ -1,5 +1,5 @@
 // Command tools builds the real Kubernetes and etcd of the end-to-end tests into the cache, unless they
-// are there, and prints the directory.
+// are there, and Kamaji's controller, and prints where they are.
 package main
 
 import (
@@ -26,12 +26,16 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	dir, err := tools.Kubernetes(ctx, root, func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, format+"\n", args...)
-	})
+	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+	dir, err := tools.Kubernetes(ctx, root, logf)
 	if err != nil {
 		return err
 	}
 	fmt.Println(dir)
+	kamaji, _, err := tools.Kamaji(ctx, root, logf)
+	if err != nil {
+		return err
+	}
+	fmt.Println(kamaji)
 	return nil
 }

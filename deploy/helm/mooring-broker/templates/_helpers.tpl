@@ -77,8 +77,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if $etcd.prefix -}}{{- $_ := set $store "prefix" $etcd.prefix -}}{{- end -}}
 {{- $_ := set $c "store" (dict "etcd" $store) -}}
-{{- end -}}
-{{- if ne (int .Values.ports.peer) 8134 -}}
 {{- $_ := set $c "peer" (dict "listen" (printf ":%d" (int .Values.ports.peer))) -}}
 {{- end -}}
 {{- if .Values.kamaji.enabled -}}
