@@ -72,7 +72,8 @@ func (s *kamajiSuite) oldKubernetes(_ *suite, t *testing.T) {
 }
 
 // konnectivityLater: the addon comes to a control plane that is connected. Ours goes, and the two do not roll it in turns: its
-// generation stands still. (Seen failing without the undoing.)
+// generation stands still. (Seen failing without the undoing: the
+// Deployment came to generation 62 within a minute.)
 func (s *kamajiSuite) konnectivityLater(_ *suite, t *testing.T) {
 	s.patch(t, "acme", `{"spec":{"addons":{"konnectivity":{}}}}`)
 	s.awaitReason(t, "acme", "Failed", "KonnectivityAddon")

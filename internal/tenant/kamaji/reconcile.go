@@ -139,7 +139,7 @@ func (c *Controller) connect(ctx context.Context, obj *unstructured.Unstructured
 	if err == nil {
 		err = c.setStatus(ctx, obj, want, status)
 		if t, ok := asTrouble(err); ok { // the API server refused: nothing was changed
-			err, want = t, obj.DeepCopy()
+			err = t
 		}
 	}
 	t, ok := asTrouble(err)

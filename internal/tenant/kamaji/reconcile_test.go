@@ -168,10 +168,10 @@ func TestMadeAnew(t *testing.T) {
 func TestRotation(t *testing.T) {
 	w := newWorld(t)
 	w.add("acme")
-	next := w.settle("acme")
+	w.settle("acme")
 	first, generation := w.identity("acme"), w.get("acme").GetResourceVersion()
 	w.now = w.now.Add(identityLife*2/3 - time.Minute)
-	if next = w.settle("acme"); next > time.Minute {
+	if next := w.settle("acme"); next > time.Minute {
 		t.Errorf("looks again after %s, and the identity is due in a minute", next)
 	}
 	if string(w.identity("acme")[keyCert]) != string(first[keyCert]) {
