@@ -61,7 +61,7 @@ race: ## Run the unit tests, and a small fleet in churn, with the race detector
 
 e2e: deps tools ## Run the end-to-end tests
 	@cd e2e && go run ./cmd/helm >/dev/null
-	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 30m .
+	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 70m .
 
 lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, manifests that are up to date
 	$(call say,gofmt)
