@@ -274,6 +274,7 @@ func expect(spec map[string]any) {
 	meta["annotations"] = o{"mooring.dev/egress-config": "HASH"}
 	d["podAdditionalMetadata"] = meta
 	spec["kubernetes"].(o)["kubelet"].(o)["preferredAddressTypes"] = []any{"Hostname", "InternalIP"}
+	spec["networkProfile"].(o)["certSANs"] = []any{"acme." + harness.BrokerName} // front.domain
 }
 
 var configHash = regexp.MustCompile(`("mooring.dev/egress-config": )"[0-9a-f]{16}"`)
