@@ -164,7 +164,7 @@ func TestMadeAnew(t *testing.T) {
 }
 
 // TestRotation: the identity is renewed at two thirds of its life and when the CA is another, and nothing else changes by
-// it: no rollout. (Seen failing with the Secret's content in the hash, and with roots that hold the previous CA.)
+// it: no rollout. (Seen failing with roots that hold the previous CA; the end-to-end test with the CA in the hash.)
 func TestRotation(t *testing.T) {
 	w := newWorld(t)
 	w.add("acme")
