@@ -33,6 +33,9 @@ func newStatus(client func() *admin.Client) *cobra.Command {
 			row(w, "CA hash:", s.CACertHash)
 			row(w, "Tenants:", fmt.Sprint(s.Tenants))
 			row(w, "Nodes:", fmt.Sprintf("%d enrolled, %d connected", s.Nodes, s.Connected))
+			if s.Agents > 0 {
+				row(w, "Konnectivity agents:", fmt.Sprintf("of %d nodes", s.Agents))
+			}
 			for _, cond := range s.Conditions {
 				row(w, cond.Type+":", cond.Status+" "+cond.Message)
 			}

@@ -90,7 +90,21 @@ func (b *Broker) listNodes(r *http.Request) (any, error) {
 	for _, rec := range recs {
 		out = append(out, b.node(rec, quarantines[rec.Tenant+"/"+rec.Name]))
 	}
-	return out, nil
+	return b.withAgents(out, r.URL.Query().Get("tenant")), nil
+}
+
+// withAgents adds the nodes that never enrolled, and are here by an agent of konnectivity.
+func (b *Broker) withAgents(nodes []Node, tenant string) []Node {
+	enrolled := map[string]bool{}
+	for _, n := range nodes {
+		enrolled[n.Tenant+"/"+n.Name] = true
+	}
+	for _, a := range b.Board.Agents() {
+		if (tenant == "" || a.Tenant == tenant) && !enrolled[a.Tenant+"/"+a.Node] {
+			nodes = append(nodes, Node{Tenant: a.Tenant, Name: a.Node, State: StateAgent, Connected: true, Session: session(a)})
+		}
+	}
+	return nodes
 }
 
 func (b *Broker) showNode(r *http.Request) (any, error) {

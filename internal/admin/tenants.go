@@ -19,7 +19,7 @@ func (b *Broker) listTenants(r *http.Request) (any, error) {
 	}
 	out := []Tenant{}
 	for _, t := range b.Tenants.List() {
-		out = append(out, showTenant(t, nodes[t.Name], connected[t.Name]))
+		out = append(out, b.describeTenant(t, nodes[t.Name], connected[t.Name]))
 	}
 	return out, nil
 }
@@ -33,16 +33,16 @@ func (b *Broker) showTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return showTenant(t, nodes[t.Name], connected[t.Name]), nil
+	return b.describeTenant(t, nodes[t.Name], connected[t.Name]), nil
 }
 
-func showTenant(t tenant.Tenant, nodes, connected int) Tenant {
+func (b *Broker) describeTenant(t tenant.Tenant, nodes, connected int) Tenant {
 	out := Tenant{
 		Name: t.Name, Address: t.Address, ServerName: t.ServerName, CreatedAt: t.CreatedAt, Nodes: nodes, Connected: connected,
 		Access: Access{Account: t.Access.Account, Expires: t.Access.Expires, Warnings: t.Access.Warnings},
 	}
 	if t.Access.Account != "" {
-		out.Access.Rights = enroll.Rights()
+		out.Access.Rights = enroll.Rights(b.Konnectivity)
 	}
 	return out
 }
@@ -72,7 +72,7 @@ func (b *Broker) addTenant(r *http.Request) (any, error) {
 		return nil, err
 	}
 	b.auditTenant(r.Context(), t, "add")
-	return showTenant(t, 0, 0), b.settled(r.Context(), t.Name, true)
+	return b.describeTenant(t, 0, 0), b.settled(r.Context(), t.Name, true)
 }
 
 // provision turns an administrator's kubeconfig into a tenant with the broker's own access. The administrator's
@@ -120,7 +120,7 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return showTenant(fresh, nodes[fresh.Name], connected[fresh.Name]),
+	return b.describeTenant(fresh, nodes[fresh.Name], connected[fresh.Name]),
 		b.seen(r.Context(), fresh.Name, func(t tenant.Tenant, there bool) bool { return there && t.Equal(fresh) })
 }
 

@@ -31,6 +31,7 @@ type Status struct {
 	Tenants        int         `json:"tenants"`
 	Nodes          int         `json:"nodes"`
 	Connected      int         `json:"connected"`
+	Agents         int         `json:"agents"` // nodes with an agent of konnectivity at this broker
 	Conditions     []Condition `json:"conditions"`
 }
 

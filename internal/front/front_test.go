@@ -180,7 +180,7 @@ func TestRoutesByProtocol(t *testing.T) {
 		t.Errorf("plain HTTP was answered: %q", got)
 	}
 	const want = `
-# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, passthrough, or none, malformed, timeout, overloaded.
+# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, konnectivity, passthrough, or none, malformed, timeout, overloaded.
 # TYPE mooring_front_connections_total counter
 mooring_front_connections_total{route="a/1"} 1
 mooring_front_connections_total{route="b/1"} 2
