@@ -36,6 +36,8 @@ type Platform struct {
 	Clock time.Duration
 	// NodeCertificateTTL is the broker's identity.nodeCertificateTTL, from its next start on; 0 = its default.
 	NodeCertificateTTL time.Duration
+	// Konnectivity has the broker take agents of konnectivity, from its next start on.
+	Konnectivity bool
 
 	etcd    *Proc
 	tenants []*Tenant
@@ -108,6 +110,9 @@ func (p *Platform) brokerConfig() string {
 	identity := ""
 	if p.NodeCertificateTTL != 0 {
 		identity = fmt.Sprintf("identity: {nodeCertificateTTL: %s}\n", p.NodeCertificateTTL)
+	}
+	if p.Konnectivity {
+		identity += fmt.Sprintf("konnectivity: {enabled: true, domain: %s}\n", KonnectivityDomain)
 	}
 	return fmt.Sprintf(`apiVersion: mooring.dev/v1alpha1
 kind: BrokerConfiguration

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
@@ -104,6 +106,9 @@ func (b *Broker) withAgents(nodes []Node, tenant string) []Node {
 			nodes = append(nodes, Node{Tenant: a.Tenant, Name: a.Node, State: StateAgent, Connected: true, Session: session(a)})
 		}
 	}
+	slices.SortStableFunc(nodes, func(a, b Node) int {
+		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Name, b.Name))
+	})
 	return nodes
 }
 
