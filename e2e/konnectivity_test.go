@@ -19,8 +19,8 @@ import (
 // TestKonnectivityAgent has upstream's konnectivity agent, unchanged, connect to the broker beside real API servers: by a token and
 // by a certificate, and to and from another tenant. Its kubelets are stand-ins; what asks them is kubectl, through kube-apiserver.
 //
-// That another tenant's is not let in was seen failing with the comparison of the certificate's tenant in ByCertificate taken out, that
-// the token's node is the one with Node taken from agentIdentifiers, and the rest where it is said.
+// Seen failing (the agent was let in) with the comparison of the tenants in ByCertificate taken out, and with that of the ServiceAccount
+// in ByToken.
 func TestKonnectivityAgent(t *testing.T) {
 	s := newSuite(t, "konnectivity agent")
 	k := &konnectivitySuite{suite: s, whole: t}
@@ -176,7 +176,7 @@ func (k *konnectivitySuite) tokensThatDoNotDo(t *testing.T) {
 		account, kind, object, said string
 	}{
 		"no node":         {"konnectivity-agent", "", "", "names no node"},
-		"another account": {"other", "", "", "want system:serviceaccount:kube-system:konnectivity-agent"},
+		"another account": {"other", "Node", "edge-2", "want system:serviceaccount:kube-system:konnectivity-agent"},
 	} {
 		token, err := k.acme.BoundToken(k.ctx, tc.account, tc.kind, tc.object)
 		must(t, err)

@@ -55,7 +55,7 @@ func (b *inbox) push(p []byte, stop <-chan struct{}) (added int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.end == nil && b.size > 0 && b.size+cost > maxInbox {
-		if false {
+		if b.credit <= 0 {
 			return 0, errSlow
 		}
 		credit := b.credit

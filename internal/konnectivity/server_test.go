@@ -241,7 +241,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// TestStreamsOfOneNode are bounded, whoever has its token.
+// TestStreamsOfOneNode are bounded, whoever has its token. Seen failing with what enter answers not looked at.
 func TestStreamsOfOneNode(t *testing.T) {
 	b := listen(t)
 	for range maxPerNode {
@@ -257,7 +257,7 @@ func TestStreamsOfOneNode(t *testing.T) {
 	}
 }
 
-// TestCut: a session that is closed takes its stream along.
+// TestCut: a session that is closed takes its stream along. Seen failing with cut not called in run.
 func TestCut(t *testing.T) {
 	b := listen(t)
 	stream, _, err := b.agent(t, "acme", nil, "authorization", "Bearer edge-1")
@@ -266,13 +266,13 @@ func TestCut(t *testing.T) {
 	}
 	s := <-b.sessions
 	s.Close(12, "revoked")
-	if _, err := stream.Recv(); err == nil {
-		t.Error("the agent's stream goes on")
+	if _, err := stream.Recv(); err == nil || status.Code(err) == codes.DeadlineExceeded {
+		t.Errorf("the agent's stream goes on: %v", err)
 	}
 	<-b.left
 }
 
-// TestLargePackets are not taken: an agent's are of 4 KiB.
+// TestLargePackets are not taken: an agent's are of 4 KiB. Seen failing without MaxRecvMsgSize.
 func TestLargePackets(t *testing.T) {
 	b := listen(t)
 	stream, _, err := b.agent(t, "acme", nil, "authorization", "Bearer edge-1")
@@ -282,8 +282,8 @@ func TestLargePackets(t *testing.T) {
 	if err := stream.Send(data(1, make([]byte, maxPacket+1))); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Recv(); err == nil {
-		t.Error("the agent's stream goes on")
+	if _, err := stream.Recv(); err == nil || status.Code(err) == codes.DeadlineExceeded {
+		t.Errorf("the agent's stream goes on: %v", err)
 	}
 	<-b.left
 }
