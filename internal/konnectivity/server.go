@@ -124,7 +124,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		grpc.Creds(handshakes{credentials.NewTLS(s.cfg.TLS), s.cfg.AuthTimeout}),
 		grpc.ConnectionTimeout(s.cfg.AuthTimeout),
 		grpc.MaxConcurrentStreams(1), grpc.MaxRecvMsgSize(maxPacket), grpc.MaxHeaderListSize(maxHeaders),
-		grpc.ReadBufferSize(ioBuffer), grpc.WriteBufferSize(ioBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(ioBuffer), grpc.WriteBufferSize(ioBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: s.cfg.HeartbeatInterval, Timeout: max(time.Second, s.cfg.HeartbeatTimeout-s.cfg.HeartbeatInterval),
 		}),
