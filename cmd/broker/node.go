@@ -47,8 +47,14 @@ func nodeTable(w io.Writer, all []admin.Node) {
 			row(w, n.Tenant, n.Name, n.State, elsewhere(n.Connected), "-", "-", "-", "-", age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
 			continue
 		}
-		row(w, n.Tenant, n.Name, n.State, age(s.Since), s.Transport, fmt.Sprintf("%.1fms", s.RTTMillis), s.RemoteAddr,
-			orDash(strings.Join(s.Addresses, ",")), age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter))
+		rtt, enrolled, end := fmt.Sprintf("%.1fms", s.RTTMillis), age(n.EnrolledAt)+" ago", untilEnd(n.CertificateNotAfter)
+		if s.RTTMillis == 0 {
+			rtt = "-"
+		}
+		if n.State == admin.StateAgent {
+			enrolled, end = "never", "-"
+		}
+		row(w, n.Tenant, n.Name, n.State, age(s.Since), s.Transport, rtt, s.RemoteAddr, orDash(strings.Join(s.Addresses, ",")), enrolled, end)
 	}
 }
 

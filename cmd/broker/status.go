@@ -34,6 +34,9 @@ func newStatus(client func() *admin.Client) *cobra.Command {
 			row(w, "Tenants:", fmt.Sprint(s.Tenants))
 			row(w, "Nodes:", fmt.Sprintf("%d enrolled, %d connected", s.Nodes, s.Connected))
 			row(w, "Sidecars:", fmt.Sprintf("%d connected", s.Sidecars))
+			if s.Agents > 0 {
+				row(w, "Konnectivity agents:", fmt.Sprintf("of %d nodes", s.Agents))
+			}
 			for _, cond := range s.Conditions {
 				row(w, cond.Type+":", cond.Status+" "+cond.Message)
 			}

@@ -41,6 +41,8 @@ type Platform struct {
 	// BrokerExtra is appended to the broker's configuration, and HostsFile is its /etc/hosts, from its next start on; empty =
 	// none, and the machine's.
 	BrokerExtra, HostsFile string
+	// Konnectivity has the broker take agents of konnectivity, from its next start on.
+	Konnectivity bool
 
 	etcd    *Proc
 	second  *Proc
@@ -119,6 +121,9 @@ func (p *Platform) brokerConfig() string {
 	identity := ""
 	if p.NodeCertificateTTL != 0 {
 		identity = fmt.Sprintf("identity: {nodeCertificateTTL: %s}\n", p.NodeCertificateTTL)
+	}
+	if p.Konnectivity {
+		identity += fmt.Sprintf("konnectivity: {enabled: true, domain: %s}\n", KonnectivityDomain)
 	}
 	return fmt.Sprintf(`apiVersion: mooring.dev/v1alpha1
 kind: BrokerConfiguration

@@ -59,6 +59,7 @@ const (
 	StateActive      = "active"
 	StateRevoked     = "revoked"
 	StateQuarantined = "quarantined"
+	StateAgent       = "agent" // not enrolled, and here by an agent of konnectivity
 )
 
 func nodePath(tenant, name, what string) string {

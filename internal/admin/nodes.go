@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
@@ -90,7 +92,24 @@ func (b *Broker) listNodes(r *http.Request) (any, error) {
 	for _, rec := range recs {
 		out = append(out, b.node(rec, quarantines[rec.Tenant+"/"+rec.Name]))
 	}
-	return out, nil
+	return b.withAgents(out, r.URL.Query().Get("tenant")), nil
+}
+
+// withAgents adds the nodes that never enrolled, and are here by an agent of konnectivity.
+func (b *Broker) withAgents(nodes []Node, tenant string) []Node {
+	enrolled := map[string]bool{}
+	for _, n := range nodes {
+		enrolled[n.Tenant+"/"+n.Name] = true
+	}
+	for _, a := range b.Board.Agents() {
+		if (tenant == "" || a.Tenant == tenant) && !enrolled[a.Tenant+"/"+a.Node] {
+			nodes = append(nodes, Node{Tenant: a.Tenant, Name: a.Node, State: StateAgent, Connected: true, Session: session(a)})
+		}
+	}
+	slices.SortStableFunc(nodes, func(a, b Node) int {
+		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Name, b.Name))
+	})
+	return nodes
 }
 
 func (b *Broker) showNode(r *http.Request) (any, error) {

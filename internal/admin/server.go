@@ -31,7 +31,9 @@ type Broker struct {
 	// Purge removes a tenant's tokens and node records; tenant.ErrExists while it is there.
 	Purge func(ctx context.Context, tenant string) error
 	Board *switchboard.Board
-	CA    Authority
+	// Konnectivity says that agents of konnectivity are taken.
+	Konnectivity bool
+	CA           Authority
 	// Holders says what the nodes of the live sessions hold of the CA.
 	Holders     func() []Holder
 	EgressCerts EgressCerts
@@ -127,7 +129,7 @@ func (b *Broker) status(r *http.Request) (any, error) {
 		Version: version.Get().String(), Since: b.Started,
 		TrustDomain: b.CA.Keyring().TrustDomain(), CACertHash: b.CA.Keyring().Hash(),
 		PublicEndpoint: b.PublicEndpoint, EgressEndpoint: b.EgressEndpoint,
-		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: connected, Sidecars: b.Sidecars.Count(),
+		Tenants: len(b.Tenants.List()), Nodes: len(nodes), Connected: connected, Sidecars: b.Sidecars.Count(), Agents: len(b.Board.Agents()),
 		Conditions: []Condition{},
 	}
 	for _, c := range b.Health.Conditions() {

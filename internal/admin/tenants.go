@@ -47,7 +47,7 @@ func (b *Broker) describe(t tenant.Tenant, nodes, connected int) Tenant {
 		out.ServiceCIDRs = append(out.ServiceCIDRs, p.String())
 	}
 	if t.Access.Account != "" {
-		out.Access.Rights = enroll.Rights()
+		out.Access.Rights = enroll.Rights(b.Konnectivity)
 	}
 	return b.showFront(out, t)
 }

@@ -33,6 +33,7 @@ type Status struct {
 	Nodes          int         `json:"nodes"`
 	Connected      int         `json:"connected"`
 	Sidecars       int         `json:"sidecars"`
+	Agents         int         `json:"agents"` // nodes with an agent of konnectivity at this broker
 	Conditions     []Condition `json:"conditions"`
 }
 

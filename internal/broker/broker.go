@@ -284,7 +284,8 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	enrolSrv.SetKeepAlivesEnabled(false)
 	enrolConns := newConnListener(ln.tcp.Addr())
 
-	b.front = b.newFront(enrolConns)
+	agents := b.newKonnectivity(ln.tcp.Addr())
+	b.front = b.newFront(enrolConns, agents)
 	b.egress = egress.New(egress.Config{
 		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
@@ -294,7 +295,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 		Nodes: b.nodes, Attester: b.attester(), Bootstrap: minter, Audit: b.audit, Logger: b.log, Metrics: enrolMetrics,
 	})
 	approvals := enroll.NewManager(b.tenants, "approval of certificate requests", approver.Run, b.log)
-	access := enroll.NewAccess(enroll.AccessConfig{Logger: b.log})
+	access := enroll.NewAccess(enroll.AccessConfig{Logger: b.log, Konnectivity: b.cfg.Konnectivity.Enabled})
 	keeper := enroll.NewKeeper(enroll.KeeperConfig{
 		Tenants: b.tenants, Sweeper: minter, Access: access, Health: b.health, Logger: b.log, Metrics: enrolMetrics,
 	})
@@ -304,6 +305,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	adminSrv.ConnContext = admin.ConnContext
 
 	b.servePeers(ctx, g, ln.peers)
+	b.serveKonnectivity(ctx, g, agents)
 	g.Go(func() error { return serveHTTPS(ctx, enrolSrv, enrolConns) })
 	g.Go(func() error {
 		defer b.cutRemoved()()
@@ -332,7 +334,8 @@ func (b *broker) admin(st *store.Store, access *enroll.Access, minter *enroll.Se
 	return &admin.Broker{
 		Provision: access.Provision,
 		Tenants:   b.tenants, Tokens: b.tokens, Nodes: b.nodes, Claims: enroll.NewClaims(st, nil, b.log), Board: b.board,
-		Bootstraps: minter, CA: b.ca, Health: b.health,
+		Konnectivity: b.cfg.Konnectivity.Enabled,
+		Bootstraps:   minter, CA: b.ca, Health: b.health,
 		Holders: b.holders.list, EgressCerts: egressCerts{st}, Sidecars: b.sidecars,
 		Purge: func(ctx context.Context, tenant string) error {
 			return errors.Join(enroll.Purge(ctx, st, tenant, b.log), egressCerts{st}.purge(ctx, tenant))

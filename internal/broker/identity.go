@@ -89,6 +89,9 @@ func newServerCert(ring func() *pki.Keyring, cfg *config.Broker) *serverCert {
 	if u, err := url.Parse(cfg.Egress.PublicEndpoint); err == nil {
 		s.addName(u.Hostname())
 	}
+	if zone := cfg.Konnectivity.Zone(cfg.Front.Domain); cfg.Konnectivity.Enabled {
+		s.addName("*." + zone) // its agents verify the name
+	}
 	return s
 }
 

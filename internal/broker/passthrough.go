@@ -12,7 +12,7 @@ import (
 )
 
 // newFront makes the public port on TCP: nodes and enrolment by protocol, tenants' API servers by name.
-func (b *broker) newFront(enrolment *connListener) *front.Server {
+func (b *broker) newFront(enrolment *connListener, agents *konnectivityAgents) *front.Server {
 	cfg := b.cfg.Front
 	var balancers []netip.Prefix
 	for _, s := range cfg.ProxyProtocol.Trusted {
@@ -28,6 +28,7 @@ func (b *broker) newFront(enrolment *connListener) *front.Server {
 			{Protocol: wire.ALPN, Serve: b.acceptor.ServeConn},
 			{Protocol: enrollapi.ALPN, Serve: enrolment.hand},
 		},
+		Named: agents.routes(),
 		Passthrough: front.Passthrough{
 			Upstreams: b.tenants, Enter: inside.Enter, MaxPerTenant: cfg.Passthrough.MaxPerTenant, DialTimeout: apiDialTimeout,
 		},

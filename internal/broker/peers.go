@@ -33,14 +33,17 @@ type elsewhere struct {
 	links *peers.Links
 }
 
-// Having and Nodes are the directory's.
+// Having and Nodes are the directory's, with those that are there by an agent of konnectivity alone.
 func (e *elsewhere) Having(tenant string, address netip.Addr) []string {
-	return e.dir.Having(tenant, address)
+	return nodesOf(e.dir.Having(tenant, address))
 }
-func (e *elsewhere) Nodes(tenant string) []string { return e.dir.Nodes(tenant) }
+func (e *elsewhere) Nodes(tenant string) []string { return nodesOf(e.dir.Nodes(tenant)) }
 
 func (e *elsewhere) Way(tenant, node string) switchboard.Way {
 	route, ok := e.dir.Find(tenant, node)
+	if !ok {
+		route, ok = e.dir.Find(tenant, agentRoute(node))
+	}
 	if !ok {
 		return nil
 	}

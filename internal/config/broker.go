@@ -23,6 +23,7 @@ type Broker struct {
 	Peer          BrokerPeer     `json:"peer"`
 	Front         BrokerFront    `json:"front"`
 	Egress        BrokerEgress   `json:"egress"`
+	Konnectivity  Konnectivity   `json:"konnectivity"`
 	Tunnel        BrokerTunnel   `json:"tunnel"`
 	Drain         BrokerDrain    `json:"drain"`
 	Identity      BrokerIdentity `json:"identity"`
@@ -192,12 +193,13 @@ func DefaultBroker() *Broker {
 			MaxStreams:        1000,
 			MaxPending:        100,
 		},
-		Drain:    BrokerDrain{Grace: Duration{10 * time.Second}},
-		Identity: BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}, ExpiredGrace: Duration{87600 * time.Hour}},
-		Tracing:  BrokerTracing{SampleRatio: 1},
-		Kamaji:   defaultKamaji(),
-		Kubelet:  BrokerKubelet{Config: map[string]any{}},
-		Log:      Log{"info", "text"},
+		Konnectivity: DefaultKonnectivity(),
+		Drain:        BrokerDrain{Grace: Duration{10 * time.Second}},
+		Identity:     BrokerIdentity{NodeCertificateTTL: Duration{7 * 24 * time.Hour}, ExpiredGrace: Duration{87600 * time.Hour}},
+		Tracing:      BrokerTracing{SampleRatio: 1},
+		Kamaji:       defaultKamaji(),
+		Kubelet:      BrokerKubelet{Config: map[string]any{}},
+		Log:          Log{"info", "text"},
 	}
 }
 
@@ -243,6 +245,7 @@ func (c *Broker) validate(p *problems) {
 	if c.Egress.HostsDir != "" {
 		p.check("egress.hostsDir", absolute(c.Egress.HostsDir))
 	}
+	c.Konnectivity.validate(p, c.Front.Domain)
 	c.Store.validate(p)
 	c.Peer.validate(p, len(c.Store.Etcd.Endpoints) > 0)
 	validateHeartbeat(p, "tunnel.", c.Tunnel.HeartbeatInterval, c.Tunnel.HeartbeatTimeout)

@@ -32,7 +32,9 @@ type AccessConfig struct {
 	// NewClient makes the client of a tenant's API server; nil = the package's NewClient.
 	NewClient func(tenant.Tenant) (kubernetes.Interface, error)
 	Now       Clock // nil = time.Now
-	Logger    *slog.Logger
+	// Konnectivity grants what is needed to know agents of konnectivity by their tokens.
+	Konnectivity bool
+	Logger       *slog.Logger
 }
 
 // Access makes the broker's own account at a tenant, bounded to Rights. Safe for concurrent use.
@@ -62,7 +64,7 @@ func (a *Access) Provision(ctx context.Context, admin tenant.Tenant) (tenant.Ten
 	defer closeIdle(client)
 	var warnings []string
 	for {
-		if warnings, err = ensureAccess(ctx, client); err == nil || !passing(err) {
+		if warnings, err = ensureAccess(ctx, client, a.cfg.Konnectivity); err == nil || !passing(err) {
 			break
 		}
 		if !pause(ctx, provisionPause) {

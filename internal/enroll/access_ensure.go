@@ -63,7 +63,7 @@ func named(obj apiObject, err error) error {
 
 // ensureAccess makes or mends all that stands at a tenant for the broker and its nodes. Warnings name what this
 // API server can't do.
-func ensureAccess(ctx context.Context, client kubernetes.Interface) (warnings []string, err error) {
+func ensureAccess(ctx context.Context, client kubernetes.Interface, konnectivity bool) (warnings []string, err error) {
 	// The policy first: the account never has a right that it does not bound.
 	err = ensurePolicy(ctx, client)
 	if noSuchKind(err) {
@@ -80,7 +80,7 @@ func ensureAccess(ctx context.Context, client kubernetes.Interface) (warnings []
 	if err != nil {
 		return nil, err
 	}
-	if err := ensureRoles(ctx, client); err != nil {
+	if err := ensureRoles(ctx, client, konnectivity); err != nil {
 		return nil, err
 	}
 	return warnings, ensureBindings(ctx, client)
@@ -117,9 +117,9 @@ func noSuchKind(err error) bool {
 	return apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err)
 }
 
-func ensureRoles(ctx context.Context, client kubernetes.Interface) error {
+func ensureRoles(ctx context.Context, client kubernetes.Interface, konnectivity bool) error {
 	api := client.RbacV1()
-	roles, bound := accessRoles()
+	roles, bound := accessRoles(konnectivity)
 	for i, role := range roles {
 		err := ensure(ctx, api.Roles(role.Namespace), role, func(have *rbacv1.Role) { have.Rules = role.Rules })
 		if err != nil {
@@ -132,7 +132,7 @@ func ensureRoles(ctx context.Context, client kubernetes.Interface) error {
 			return err
 		}
 	}
-	role, b := accessClusterRole()
+	role, b := accessClusterRole(konnectivity)
 	err := ensure(ctx, api.ClusterRoles(), role, func(have *rbacv1.ClusterRole) {
 		have.Rules, have.AggregationRule = role.Rules, nil // aggregation would write the rules anew
 	})

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -33,15 +34,16 @@ type Right struct {
 	Why string `json:"why"`
 }
 
-// Rights returns all that the broker may do at a tenant: what Provision grants, and what `tenant show` prints.
-func Rights() []Right {
+// Rights returns all that the broker may do at a tenant: what Provision grants, and what `tenant show` prints. One of them it has only
+// where agents of konnectivity are taken.
+func Rights(konnectivity bool) []Right {
 	const system, deflt = metav1.NamespaceSystem, metav1.NamespaceDefault
 	const certs = certificatesv1.GroupName
 	var bound []string
 	for _, b := range bindings() {
 		bound = append(bound, b.Name)
 	}
-	return []Right{
+	rights := []Right{
 		{system, "", "secrets", nil, []string{"create", "delete"}, "bootstrap tokens of nodes; an admission policy allows no other Secret"},
 		{system, "", "configmaps", []string{kubeletConfigMap}, []string{"get"}, "the base of the kubelets' configuration"},
 		{system, "", "configmaps", []string{"kubeadm-config"}, []string{"get"}, "where Services have their addresses, on clusters without ServiceCIDRs"},
@@ -57,6 +59,10 @@ func Rights() []Right {
 		{"", certs, "signers", []string{certificatesv1.KubeAPIServerClientKubeletSignerName, certificatesv1.KubeletServingSignerName}, []string{"approve"}, "approving for these two signers alone"},
 		{"", rbacv1.GroupName, "clusterrolebindings", bound, []string{"get"}, "seeing that the rights of nodes are there"},
 	}
+	if konnectivity {
+		rights = append(rights, Right{"", authenticationv1.GroupName, "tokenreviews", nil, []string{"create"}, "asking whose token a konnectivity agent sends; only with konnectivity.enabled"})
+	}
+	return rights
 }
 
 // String is the right as a person reads it.
@@ -73,9 +79,9 @@ func (r Right) String() string {
 }
 
 // policyRules are the rights as RBAC has them, by namespace.
-func policyRules() map[string][]rbacv1.PolicyRule {
+func policyRules(konnectivity bool) map[string][]rbacv1.PolicyRule {
 	out := map[string][]rbacv1.PolicyRule{}
-	for _, r := range Rights() {
+	for _, r := range Rights(konnectivity) {
 		out[r.Namespace] = append(out[r.Namespace], rbacv1.PolicyRule{
 			APIGroups: []string{r.APIGroup}, Resources: []string{r.Resource}, ResourceNames: r.Names, Verbs: r.Verbs,
 		})
@@ -88,8 +94,8 @@ func ours(namespace, name string) metav1.ObjectMeta {
 }
 
 // accessRoles are the Roles and RoleBindings of the account, in the order of their namespaces.
-func accessRoles() (roles []*rbacv1.Role, bound []*rbacv1.RoleBinding) {
-	rules := policyRules()
+func accessRoles(konnectivity bool) (roles []*rbacv1.Role, bound []*rbacv1.RoleBinding) {
+	rules := policyRules(konnectivity)
 	for _, ns := range slices.Sorted(maps.Keys(rules)) {
 		if ns == "" {
 			continue
@@ -103,8 +109,8 @@ func accessRoles() (roles []*rbacv1.Role, bound []*rbacv1.RoleBinding) {
 	return roles, bound
 }
 
-func accessClusterRole() (*rbacv1.ClusterRole, *rbacv1.ClusterRoleBinding) {
-	return &rbacv1.ClusterRole{ObjectMeta: ours("", clusterRole), Rules: policyRules()[""]},
+func accessClusterRole(konnectivity bool) (*rbacv1.ClusterRole, *rbacv1.ClusterRoleBinding) {
+	return &rbacv1.ClusterRole{ObjectMeta: ours("", clusterRole), Rules: policyRules(konnectivity)[""]},
 		&rbacv1.ClusterRoleBinding{
 			ObjectMeta: ours("", clusterRole), Subjects: accountSubject(),
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterRole},

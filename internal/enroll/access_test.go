@@ -151,15 +151,19 @@ func TestRightsAreThese(t *testing.T) {
 		"cluster: update certificatesigningrequests/approval",
 		"cluster: approve signers kubernetes.io/kube-apiserver-client-kubelet, kubernetes.io/kubelet-serving",
 		"cluster: get clusterrolebindings mooring:node-bootstrapper, mooring:selfnodeclient, mooring:kubelet-api-admin",
+		"cluster: create tokenreviews",
 	}
 	var got []string
-	for _, r := range Rights() {
+	for _, r := range Rights(true) {
 		got = append(got, r.String())
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("rights:\n%s", strings.Join(got, "\n"))
 	}
-	rules := policyRules()
+	if !slices.EqualFunc(Rights(false), want[:len(want)-1], func(r Right, text string) bool { return r.String() == text }) {
+		t.Errorf("rights without konnectivity: %v", Rights(false))
+	}
+	rules := policyRules(true)
 	if n := len(rules[""]) + len(rules["default"]) + len(rules["kube-system"]); n != len(want) || len(rules) != 3 {
 		t.Errorf("%d rules in %d namespaces, want %d in 3", n, len(rules), len(want))
 	}

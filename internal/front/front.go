@@ -28,10 +28,21 @@ type Route struct {
 	Serve    func(ctx context.Context, conn net.Conn)
 }
 
+// NamedRoute is a Route for some names (SNI) alone.
+type NamedRoute struct {
+	Route
+	// Name tells whether it takes a connection that asks for a name, in lower case.
+	Name func(serverName string) bool
+	// As is the metric's word for it.
+	As string
+}
+
 // Config is what a Server is made of.
 type Config struct {
-	// Routes are tried in order; a connection that fits none, nor Passthrough, is closed without an answer.
+	// Routes are tried in order; a connection that fits none, nor Named, nor Passthrough, is closed without an answer.
 	Routes []Route
+	// Named are tried next.
+	Named []NamedRoute
 	// Passthrough is where names lead.
 	Passthrough Passthrough
 	// Balancers are the networks whose connections must begin with a PROXY header, of version 2 or 1, and are taken for those of
@@ -77,7 +88,7 @@ func New(cfg Config) *Server {
 		cfg: cfg, lines: newLines(cfg.Passthrough, cfg.Registerer, cfg.Logger), headers: make(chan struct{}, cfg.MaxHeaders),
 		routed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mooring_front_connections_total",
-			Help: "TCP connections on the public port, by where they were routed: an ALPN protocol, passthrough, or none, malformed, timeout, overloaded.",
+			Help: "TCP connections on the public port, by where they were routed: an ALPN protocol, konnectivity, passthrough, or none, malformed, timeout, overloaded.",
 		}, []string{"route"}),
 	}
 	if cfg.Registerer != nil {
@@ -176,6 +187,12 @@ func (s *Server) look(ctx context.Context, conn *guest) destination {
 		if r := &s.cfg.Routes[i]; slices.Contains(hello.protocols, r.Protocol) {
 			s.routed.WithLabelValues(r.Protocol).Inc()
 			return destination{route: r}
+		}
+	}
+	for i := range s.cfg.Named {
+		if r := &s.cfg.Named[i]; slices.Contains(hello.protocols, r.Protocol) && r.Name(hello.serverName) {
+			s.routed.WithLabelValues(r.As).Inc()
+			return destination{route: &r.Route}
 		}
 	}
 	if tenant, ok := s.lines.find(hello); ok {

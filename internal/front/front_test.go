@@ -180,11 +180,52 @@ func TestRoutesByProtocol(t *testing.T) {
 		t.Errorf("plain HTTP was answered: %q", got)
 	}
 	const want = `
-# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, passthrough, or none, malformed, timeout, overloaded.
+# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, konnectivity, passthrough, or none, malformed, timeout, overloaded.
 # TYPE mooring_front_connections_total counter
 mooring_front_connections_total{route="a/1"} 1
 mooring_front_connections_total{route="b/1"} 2
 mooring_front_connections_total{route="malformed"} 1
+mooring_front_connections_total{route="none"} 2
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRoutesByName: a protocol that others speak too leads somewhere by some names alone, and no other's client is taken.
+func TestRoutesByName(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	answer := func(name string) func(context.Context, net.Conn) {
+		return func(_ context.Context, c net.Conn) {
+			defer c.Close()
+			if _, _, err := peekHello(c); err == nil {
+				io.WriteString(c, name)
+			}
+		}
+	}
+	addr := serve(t, Config{
+		Registerer: reg, Routes: []Route{{"a/1", answer("A")}},
+		Named: []NamedRoute{{Route{"h2", answer("agents")}, func(name string) bool { return name == "acme.agents.example" }, "konnectivity"}},
+	})
+	for _, c := range []struct{ name, proto, want string }{
+		{"ACME.agents.example", "h2", "agents"},
+		{"acme.agents.example", "a/1", "A"},
+		{"acme.agents.example", "http/1.1", ""},
+		{"acme.example", "h2", ""},
+	} {
+		cfg := config(c.proto)
+		cfg.ServerName = c.name
+		conn := dial(t, addr)
+		conn.Write(clientHelloBytes(t, cfg))
+		if got, _ := io.ReadAll(conn); string(got) != c.want {
+			t.Errorf("%s %s: got %q, want %q", c.name, c.proto, got, c.want)
+		}
+	}
+	const want = `
+# HELP mooring_front_connections_total TCP connections on the public port, by where they were routed: an ALPN protocol, konnectivity, passthrough, or none, malformed, timeout, overloaded.
+# TYPE mooring_front_connections_total counter
+mooring_front_connections_total{route="a/1"} 1
+mooring_front_connections_total{route="konnectivity"} 1
 mooring_front_connections_total{route="none"} 2
 `
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {

@@ -22,6 +22,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
 )
 
 // Server is one stand-in. Its methods are safe for concurrent use.
@@ -37,6 +39,7 @@ type Server struct {
 	version   int64
 	policies  bool
 	tokenLife time.Duration
+	reviews   map[string]authenticationv1.TokenReviewStatus // by token
 }
 
 // New starts a server; it is stopped with the test.
@@ -51,7 +54,8 @@ func New(t testing.TB) *Server {
 func Start() *Server {
 	s := &Server{
 		admin: rand.Text(), done: make(chan struct{}), objects: map[string]map[string]any{},
-		users: map[string]string{}, policies: true, tokenLife: 1 << 62,
+		reviews: map[string]authenticationv1.TokenReviewStatus{},
+		users:   map[string]string{}, policies: true, tokenLife: 1 << 62,
 	}
 	s.users[s.admin] = "admin"
 	s.http = httptest.NewTLSServer(s)
@@ -107,6 +111,13 @@ func (s *Server) RevokeTokens() {
 	defer s.mu.Unlock()
 	clear(s.users)
 	s.users[s.admin] = "admin"
+}
+
+// Review has a TokenReview of a token answered so; others are answered that nobody knows the token.
+func (s *Server) Review(token string, status authenticationv1.TokenReviewStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reviews[token] = status
 }
 
 // Object returns what is stored under the API's path, such as /api/v1/namespaces/x/secrets/y; nil if nothing is.

@@ -127,6 +127,13 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request, user string, o map
 		s.token(w, r.URL.Path, o)
 		return
 	}
+	if strings.HasSuffix(r.URL.Path, "/tokenreviews") {
+		spec, _ := o["spec"].(map[string]any)
+		token, _ := spec["token"].(string)
+		o["status"] = s.reviews[token]
+		answer(w, http.StatusCreated, o)
+		return
+	}
 	meta, _ := o["metadata"].(map[string]any)
 	name, _ := meta["name"].(string)
 	p := r.URL.Path + "/" + name

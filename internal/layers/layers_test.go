@@ -55,6 +55,8 @@ var layer = map[string]int{
 
 	"internal/tracing/tracingtest": 10,
 	"internal/tenant/kamaji":       40,
+
+	"internal/konnectivity": 40,
 }
 
 // forbidden are imports that no package may have but those excepted, directly or, where deep is set,
@@ -143,7 +145,12 @@ var forbidden = []struct {
 		reason:  "egress, front and enroll don't know each other: each can be changed, or run elsewhere, alone",
 	},
 	{
-		in:      []string{"pkg/tunnel", "internal/switchboard", "internal/front", "internal/egress"},
+		imports: []string{"google.golang.org/grpc", "sigs.k8s.io/apiserver-network-proxy"},
+		except:  []string{"internal/konnectivity", "internal/egressproxy", "internal/tracing", "internal/tracing/tracingtest", "internal/store"},
+		reason:  "gRPC is what konnectivity speaks (and etcd, and OTLP): elsewhere a Way and a net.Conn are all there is",
+	},
+	{
+		in:      []string{"pkg/tunnel", "internal/switchboard", "internal/front", "internal/egress", "internal/konnectivity"},
 		imports: []string{"k8s.io/"},
 		reason:  "the data path carries bytes; what Kubernetes is, the tenant and enrolment packages know",
 	},

@@ -76,7 +76,10 @@ type place struct{ tenant, node string }
 func (p place) key() string { return routePrefix + p.tenant + "/" + p.node }
 
 // presence is one session of a node here.
-type presence struct{ addresses []netip.Addr }
+type presence struct {
+	addresses []netip.Addr
+	yields    bool // to whoever else claims the place, for as long as that is there
+}
 
 // tenantRoutes are a tenant's nodes at other brokers.
 type tenantRoutes struct {
@@ -127,7 +130,16 @@ func (d *Directory) ID() string { return d.id }
 
 // Attach says that a node is connected here. detach says that this session has ended; it does nothing to a later one's.
 func (d *Directory) Attach(tenant, node string, addresses []netip.Addr) (detach func()) {
-	p, own := place{tenant, node}, &presence{slices.Clone(addresses)}
+	return d.attach(place{tenant, node}, &presence{addresses: slices.Clone(addresses)})
+}
+
+// AttachAside is Attach for what may well be at several brokers at one time: the last to say so is asked, and the others say it
+// again when that one has left.
+func (d *Directory) AttachAside(tenant, node string, addresses []netip.Addr) (detach func()) {
+	return d.attach(place{tenant, node}, &presence{addresses: slices.Clone(addresses), yields: true})
+}
+
+func (d *Directory) attach(p place, own *presence) (detach func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.here[p] = own
@@ -376,7 +388,7 @@ func (d *Directory) applyRoute(ev store.Event) {
 	case !ev.Deleted:
 		d.remember(p, r)
 	}
-	if own != nil {
+	if own != nil && (ev.Deleted || !own.yields) {
 		// It moved, as a rule, and its session here is about to end. If not, the other's claim is the older one.
 		time.AfterFunc(contested, func() {
 			d.mu.Lock()

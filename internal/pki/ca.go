@@ -177,12 +177,13 @@ func (c *CA) IssueAPIServer(tenant string, now time.Time, ttl time.Duration) (ce
 
 // IssueBroker makes a key and a certificate for a broker, server and client.
 // The DNS names and addresses are for clients that verify by name (an API
-// server); agents go by the identity. The chain includes the authority's
+// server, an agent of konnectivity); a name may begin with "*.", which
+// stands for one label. Our agents go by the identity. The chain includes the authority's
 // certificate, because enrolling agents know only its hash.
 func (c *CA) IssueBroker(id string, dnsNames []string, ips []net.IP, now time.Time, ttl time.Duration) (tls.Certificate, error) {
 	ident := Identity{TrustDomain: c.trustDomain, Role: RoleBroker, Name: id}
 	for _, name := range dnsNames {
-		if err := validSubdomain("DNS name", name); err != nil {
+		if err := validSubdomain("DNS name", strings.TrimPrefix(name, "*.")); err != nil {
 			return tls.Certificate{}, fmt.Errorf("issue certificate of %s: %w", ident, err)
 		}
 	}

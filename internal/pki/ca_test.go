@@ -229,8 +229,13 @@ func TestIssueRefuses(t *testing.T) {
 	if _, err := ca.IssueBroker("b/c", nil, nil, now, week); !errors.Is(err, ErrIdentity) {
 		t.Errorf("broker of a bad id: %v", err)
 	}
-	if _, err := ca.IssueBroker("b", []string{"*.example"}, nil, now, week); !errors.Is(err, ErrIdentity) {
-		t.Errorf("broker of a bad DNS name: %v", err)
+	for _, name := range []string{"*", "*.", "a.*.example", "*.*.example", "*example", "a_b.example"} {
+		if _, err := ca.IssueBroker("b", []string{name}, nil, now, week); !errors.Is(err, ErrIdentity) {
+			t.Errorf("broker of the bad DNS name %q: %v", name, err)
+		}
+	}
+	if _, err := ca.IssueBroker("b", []string{"*.example"}, nil, now, week); err != nil {
+		t.Errorf("broker of a wildcard: %v", err)
 	}
 }
 

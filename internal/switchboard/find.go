@@ -135,10 +135,13 @@ func (b *Board) find(tenant, host string) ([]endpoint, error) {
 
 // owner is the one node that has an address, or whose pods have it; "" if there is none. b.mu is held.
 func (b *Board) owner(tenant string, ip netip.Addr) (string, error) {
-	having := slices.Sorted(maps.Keys(b.addresses[tenant][ip]))
+	having := slices.Collect(maps.Keys(b.addresses[tenant][ip]))
+	having = append(having, b.agentsHaving(tenant, ip)...)
 	if b.elsewhere != nil {
-		having = slices.Compact(slices.Sorted(slices.Values(slices.Concat(having, b.elsewhere.Having(tenant, ip)))))
+		having = append(having, b.elsewhere.Having(tenant, ip)...)
 	}
+	slices.Sort(having)
+	having = slices.Compact(having)
 	pods := b.clusters[tenant].podNodes(ip)
 	switch {
 	case len(having) > 1:

@@ -25,5 +25,10 @@ func (b *Board) count() map[[2]string]int {
 			n[[2]string{tenant, string(s.Transport())}]++
 		}
 	}
+	for tenant, nodes := range b.agents {
+		for _, of := range nodes {
+			n[[2]string{tenant, string(of[len(of)-1].Transport())}]++
+		}
+	}
 	return n
 }

@@ -41,6 +41,7 @@ type Board struct {
 	mu sync.RWMutex // guards the following fields
 	// tenant -> node -> session. A tenant without sessions has no entry.
 	sessions map[string]map[string]*tunnel.Session
+	agents   map[string]map[string][]*agentEntry // tenant -> node -> oldest first; beside the sessions
 	// former are the sessions that another took over from and whose streams go on. Each node has one at most.
 	former map[place]*tunnel.Session
 	// addresses are the names of a tenant's nodes by the addresses that their sessions attest.
@@ -61,7 +62,7 @@ func New(cfg Config) *Board {
 	}
 	b := &Board{
 		log: cfg.Logger, elsewhere: cfg.Elsewhere, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{},
-		addresses: map[string]map[netip.Addr]map[string]bool{}, clusters: map[string]*cluster{},
+		agents: map[string]map[string][]*agentEntry{}, addresses: map[string]map[netip.Addr]map[string]bool{}, clusters: map[string]*cluster{},
 		still: map[*tunnel.Session]func() (wire.Code, error){}, gone: make(chan struct{}),
 	}
 	if cfg.Registerer != nil {
@@ -122,6 +123,9 @@ func (b *Board) Recheck(tenant, node string) {
 		if still != nil {
 			b.check(s, b.log.With("tenant", tenant, "node", node, "remote", s.RemoteAddr().String()), still)
 		}
+	}
+	for _, e := range b.agentsOf(tenant, node) {
+		b.checkAgent(e)
 	}
 }
 
@@ -195,24 +199,33 @@ func (b *Board) NodeAddresses(tenant, node string) ([]netip.Addr, bool) {
 	return slices.Clone(s.PeerHello().Addresses), true
 }
 
-// Cut closes a node's live sessions, if there are any, and tells whether there were.
+// Cut closes a node's live sessions and agents, if there are any, and tells whether there were.
 func (b *Board) Cut(tenant, node string, code wire.Code, message string) bool {
 	all := b.all(place{tenant, node})
 	for _, s := range all {
 		s.Close(code, message)
 	}
-	return len(all) > 0
+	agents := b.agentsOf(tenant, node)
+	for _, e := range agents {
+		e.Close(code, message)
+	}
+	return len(all)+len(agents) > 0
 }
 
-// CutTenant closes all sessions of a tenant's nodes.
+// CutTenant closes all sessions and agents of a tenant's nodes.
 func (b *Board) CutTenant(tenant string, code wire.Code, message string) {
 	for _, s := range b.every(tenant) {
 		s.Close(code, message)
 	}
+	for _, e := range b.agentsOf(tenant, "") {
+		e.Close(code, message)
+	}
 }
 
-// Live tells whether a node has a session, or one that ends with its streams.
-func (b *Board) Live(tenant, node string) bool { return len(b.all(place{tenant, node})) > 0 }
+// Live tells whether a node has a session, or one that ends with its streams, or an agent.
+func (b *Board) Live(tenant, node string) bool {
+	return len(b.all(place{tenant, node})) > 0 || len(b.agentsOf(tenant, node)) > 0
+}
 
 // Is tells whether the session that a node is asked by said this instance and generation in its hello.
 func (b *Board) Is(tenant, node, instance string, generation uint64) bool {
@@ -258,13 +271,17 @@ type Info struct {
 	Stats        tunnel.Stats
 }
 
-// Session describes a node's live session; false if it has none.
+// Session describes that by which a node is asked here: its live session, or an agent; false if it has none.
 func (b *Board) Session(tenant, node string) (Info, bool) {
-	s := b.session(tenant, node)
-	if s == nil {
-		return Info{}, false
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if s := b.sessions[tenant][node]; s != nil {
+		return describe(s, tenant, node), true
 	}
-	return describe(s, tenant, node), true
+	if e := b.agent(tenant, node); e != nil {
+		return e.describe(), true
+	}
+	return Info{}, false
 }
 
 // Sessions describes all live sessions, by tenant and node.

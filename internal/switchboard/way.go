@@ -45,6 +45,9 @@ func (b *Board) here(tenant, node string) Way {
 	if s := b.sessions[tenant][node]; s != nil {
 		return bySession{s}
 	}
+	if e := b.agent(tenant, node); e != nil {
+		return e
+	}
 	return nil
 }
 
@@ -76,7 +79,15 @@ func (b *Board) ways(tenant string) iter.Seq2[string, Way] {
 				return
 			}
 		}
-		if len(b.sessions[tenant]) > 0 || b.elsewhere == nil {
+		for name := range b.agents[tenant] {
+			if b.sessions[tenant][name] != nil {
+				continue
+			}
+			if e := b.agent(tenant, name); e != nil && !yield(name, e) {
+				return
+			}
+		}
+		if len(b.sessions[tenant])+len(b.agents[tenant]) > 0 || b.elsewhere == nil {
 			return
 		}
 		names := b.elsewhere.Nodes(tenant)
@@ -89,7 +100,7 @@ func (b *Board) ways(tenant string) iter.Seq2[string, Way] {
 	}
 }
 
-// Connected tells whether a node can be asked: by a session here, or by another broker.
+// Connected tells whether a node can be asked: by a session or an agent here, or by another broker.
 func (b *Board) Connected(tenant, node string) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

@@ -79,6 +79,16 @@ func (n Netns) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return c, err
 }
 
+// Listen listens in the namespace.
+func (n Netns) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var l net.Listener
+	err := n.do(func() (err error) {
+		l, err = (&net.ListenConfig{}).Listen(ctx, network, address)
+		return err
+	})
+	return l, err
+}
+
 // The first thread is what the kernel shows as the process, and the runtime can't end it: no goroutine
 // but main's may run there, so that none enters a namespace with it.
 func init() { runtime.LockOSThread() }
