@@ -25,7 +25,7 @@ helm = $$(cd e2e && go run ./cmd/helm)
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build images manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools deps clean
+.PHONY: help build images manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -40,7 +40,7 @@ build: ## Build edge-agent and broker into bin/, stripped and static
 images: ## Make the images of broker and agent for each platform, in bin/images, with no container engine
 	@cd packaging/oci && go run . --version '$(VERSION)' --revision "$$(git rev-parse HEAD 2>/dev/null || true)"
 
-demo: deps tools ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
+demo: deps kubernetes ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
 	@cd e2e && go build -o ../bin/demo ./cmd/demo
 	@exec bin/demo
 
@@ -107,8 +107,11 @@ bench-fleet: ## What AGENTS idle nodes cost a broker, over each transport, and t
 churn: ## Have 500 nodes come and go for CHURN; fails if goroutines, open files or memory rise after minute 5
 	cd bench && go run ./fleet --agents 500 --churn $(CHURN)
 
-tools: ## Build the real Kubernetes, etcd and Kamaji for the end-to-end tests, once
+tools: ## Build the real Kubernetes, etcd, Kamaji and konnectivity agent for the end-to-end tests, once
 	@cd e2e && go run ./cmd/tools >/dev/null
+
+kubernetes:
+	@cd e2e && go run ./cmd/tools kubernetes >/dev/null
 
 deps: ## Install the Debian packages that the end-to-end tests run
 	@hack/install-deps

@@ -1,5 +1,6 @@
 // Command tools builds the real Kubernetes and etcd of the end-to-end tests into the cache, unless they
-// are there, and Kamaji's controller, and prints where they are.
+// are there, Kamaji's controller and konnectivity's agent, and prints where they are. With the argument kubernetes it sees to
+// that alone.
 package main
 
 import (
@@ -32,10 +33,18 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fmt.Println(dir)
+	if len(os.Args) > 1 && os.Args[1] == "kubernetes" { // which is all that the demo runs
+		return nil
+	}
 	kamaji, _, err := tools.Kamaji(ctx, root, logf)
 	if err != nil {
 		return err
 	}
 	fmt.Println(kamaji)
+	agent, err := tools.Konnectivity(ctx, root, logf)
+	if err != nil {
+		return err
+	}
+	fmt.Println(agent)
 	return nil
 }
