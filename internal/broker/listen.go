@@ -100,7 +100,7 @@ func (b *broker) newDoor() *strangers.Door {
 func (b *broker) newEgressDoor() *strangers.Door {
 	most := b.cfg.Egress.MaxUnauthenticated
 	return strangers.NewDoor(strangers.Config{Port: "egress", Registerer: b.metrics, Logger: b.log, Limits: strangers.Limits{
-		Max: most, MaxPerSource: most / 4, RatePerSource: b.cfg.Egress.AcceptRatePerSource,
+		Max: most, MaxPerSource: most / 4, RatePerSource: b.cfg.Egress.AcceptRatePerSource, Burst: 1, // an API server is no fleet
 	}})
 }
 

@@ -106,7 +106,7 @@ type BrokerEgress struct {
 	// MaxUnauthenticated is how many connections whose peer has not shown a tenant's certificate there may be at one
 	// time, a quarter of them from one address. Default 2048: an API server makes one for each request.
 	MaxUnauthenticated int `json:"maxUnauthenticated"`
-	// AcceptRatePerSource is how many connections a second one address may make; four seconds' worth may come at once. Default
+	// AcceptRatePerSource is how many connections a second one address may make; a second's worth may come at once. Default
 	// 500: that is half a core of handshakes, so one tenant's API server that goes wild leaves the rest to the others. Set
 	// it to the sum of all where the API servers of many tenants come from one address.
 	AcceptRatePerSource int `json:"acceptRatePerSource"`

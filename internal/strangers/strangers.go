@@ -6,6 +6,7 @@
 package strangers
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"net"
@@ -21,12 +22,13 @@ import (
 type Limits struct {
 	// Max is how many strangers there may be at once, MaxPerSource how many of one source.
 	Max, MaxPerSource int
-	// Rate is how many may come in a second, RatePerSource how many of one source. Four seconds' worth may come at once.
+	// Rate is how many may come in a second, RatePerSource how many of one source.
 	Rate, RatePerSource int
+	// Burst is how many seconds' worth of a rate may come at once. 0 = 4: a fleet that comes back after a cut is such a burst.
+	Burst int
 }
 
-// burstSeconds is how many seconds' worth of a rate may be used at once: a fleet that comes back after a cut is one.
-const burstSeconds = 4
+const defaultBurst = 4
 
 // maxSources bounds the memory of sources, to some 15 MB. More of them at one time share one account.
 const maxSources = 1 << 16
@@ -84,11 +86,12 @@ func NewDoor(cfg Config) *Door {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.Limits.Burst = cmp.Or(cfg.Limits.Burst, defaultBurst)
 	labels := prometheus.Labels{"port": cfg.Port}
 	d := &Door{
 		limits:  cfg.Limits,
 		log:     cfg.Logger.With("port", cfg.Port),
-		rate:    limiter(cfg.Limits.Rate),
+		rate:    limiter(cfg.Limits.Rate, cfg.Limits.Burst),
 		sources: map[netip.Prefix]*source{},
 		inside: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "mooring_unauthenticated_connections", ConstLabels: labels,
@@ -108,11 +111,11 @@ func NewDoor(cfg Config) *Door {
 	return d
 }
 
-func limiter(perSecond int) *rate.Limiter {
+func limiter(perSecond, burst int) *rate.Limiter {
 	if perSecond <= 0 {
 		return rate.NewLimiter(rate.Inf, 0)
 	}
-	return rate.NewLimiter(rate.Limit(perSecond), perSecond*burstSeconds)
+	return rate.NewLimiter(rate.Limit(perSecond), perSecond*burst)
 }
 
 // Enter asks for a place for a connection from remote; nil, or an address that is none of IP, stands for a source that
@@ -183,7 +186,7 @@ func (d *Door) account(from netip.Prefix, now time.Time) (*source, netip.Prefix)
 			return s, from
 		}
 	}
-	s := &source{rate: limiter(d.limits.RatePerSource)}
+	s := &source{rate: limiter(d.limits.RatePerSource, d.limits.Burst)}
 	d.sources[from] = s
 	return s, from
 }

@@ -73,16 +73,16 @@ mooring_unauthenticated_connections{port="front"} 4
 func TestRates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := NewDoor(Config{Limits: Limits{Rate: 5, RatePerSource: 2}})
-		for range 2 * burstSeconds {
+		for range 2 * defaultBurst {
 			enter(t, d, "192.0.2.1")()
 		}
 		for range 100 { // which costs nobody else a thing
 			refused(t, d, from("192.0.2.1"), ErrSourceTooFast)
 		}
-		for range 2 * burstSeconds {
+		for range 2 * defaultBurst {
 			enter(t, d, "2001:db8::1")()
 		}
-		for range burstSeconds { // what is left of the 20 that may come at once
+		for range defaultBurst { // what is left of the 20 that may come at once
 			enter(t, d, "192.0.2.2")()
 		}
 		refused(t, d, from("192.0.2.2"), ErrTooFast)
@@ -131,7 +131,7 @@ func TestSourcesAreBounded(t *testing.T) {
 			}
 			leave()
 		}
-		for range burstSeconds { // one account for all whom there is no room for
+		for range defaultBurst { // one account for all whom there is no room for
 			if _, err := d.Enter(next()); err != nil {
 				t.Fatal(err)
 			}
