@@ -239,7 +239,7 @@ func (s *kamajiSuite) schemaOf268(_ *suite, t *testing.T) {
 	s.awaitReason(t, "beta", "Ready", "Connected")
 	want := parse(t, pretty(before))
 	expect(want)
-	if got := parse(t, strings.ReplaceAll(s.get(t, tcpResource, "beta", "spec"), "beta-mooring", "acme-mooring")); !reflect.DeepEqual(got, want) {
+	if got := parse(t, strings.NewReplacer("beta-mooring", "acme-mooring", "beta.edge", "acme.edge").Replace(s.get(t, tcpResource, "beta", "spec"))); !reflect.DeepEqual(got, want) {
 		t.Errorf("the spec is\n%s\nwant\n%s", pretty(got), pretty(want))
 	}
 	generation := s.get(t, tcpResource, "beta", "metadata.generation")
