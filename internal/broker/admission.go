@@ -83,14 +83,19 @@ func (b *broker) serveSession(ctx context.Context, s *tunnel.Session) {
 	s.Admitted()
 	b.admitted.Add(1)
 	s.OnEnd(b.holders.enter(s, id))
+	detach := func() {}
 	if b.peers != nil {
-		s.OnEnd(b.peers.dir.Attach(id.Tenant, id.Name, s.PeerHello().Addresses))
+		detach = b.peers.dir.Attach(id.Tenant, id.Name, s.PeerHello().Addresses)
+		s.OnEnd(detach)
 	}
 	s.OnEnd(b.networks.enter(s, id))
 	b.board.Enter(s, id.Tenant, id.Name, func() (wire.Code, error) {
 		code, told := wire.OK, ""
 		if err := b.stillAdmitted(ctx, s, line); err != nil {
 			code, told = refusal(err)
+			if code == wire.Draining { // it has moved to another broker, and must not be looked for here while its streams go on
+				detach()
+			}
 			return code, errors.New(told)
 		}
 		return code, nil

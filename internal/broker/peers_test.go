@@ -156,6 +156,60 @@ func TestFault19OwnerGoneMidRequest(t *testing.T) {
 	dialUntil(t, egress, "edge-1:10250", "200")
 }
 
+// TestHandedOverToAnotherBroker: a node moves to another broker while something is open by way of the first. Both brokers reach
+// it where it is now, the first too, and the route stays with the second. Seen failing with the older session still the
+// one that is asked (503), and with its route still claimed.
+func TestHandedOverToAnotherBroker(t *testing.T) {
+	pair := startPairWith(t, withPeers(t))
+	pair[0].addTenant(t, "acme")
+	pair[1].logs.await(t, `msg="tenant changed" tenant=acme`)
+	egress := [2]admin.EgressResponse{pair[0].issueEgress(t, "acme"), pair[1].issueEgress(t, "acme")}
+	b := newBox(t, pair[0].bundle(t, "acme", 1), "edge-1")
+	hello := func(g int) wire.Hello {
+		h := wire.Hello{Version: "test", Node: "edge-1", Instance: instance(g), Generation: uint64(g), Addresses: []netip.Addr{netip.MustParseAddr("192.168.1.10")}}
+		if g > 1 {
+			h.Ancestors, h.Handover = []string{instance(g - 1)}, true
+		}
+		return h
+	}
+	first, err := b.connectWith(t, tunnel.TransportTCP, pair[1].cfg.Front.Listen, hello(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitAccepted(t, first)
+	dialUntil(t, egress[1], "edge-1:10250", "200")
+	open, status, err := connectBy(egress[1], "edge-1:"+echoPort)
+	if err != nil || !strings.HasPrefix(status, "200") {
+		t.Fatal(status, err)
+	}
+	defer open.Close()
+	second, err := b.connectWith(t, tunnel.TransportTCP, pair[0].cfg.Front.Listen, hello(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close(wire.Shutdown, "the test is over")
+	awaitAccepted(t, second)
+	dialUntil(t, egress[0], "edge-1:10250", "200")
+	dialUntil(t, egress[1], "edge-1:10250", "200")
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // three times what a claim may stand
+		for i, e := range egress {
+			if status, _ := dialWith(t, e, "192.168.1.10:10250"); !strings.HasPrefix(status, "200") {
+				t.Fatalf("asked of broker %d: %s", i, status)
+			}
+		}
+	}
+	if _, err := io.WriteString(open, "still there"); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len("still there"))
+	if _, err := io.ReadFull(open, got); err != nil {
+		t.Errorf("what was open by way of the first broker: %v", err)
+	}
+	if first.Err() != nil {
+		t.Errorf("the older session: %v", first.Err())
+	}
+}
+
 func TestAdvertisedAddress(t *testing.T) {
 	for _, c := range []struct{ listen, said, want string }{
 		{"10.0.0.1:8134", "", "10.0.0.1:8134"},

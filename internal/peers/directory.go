@@ -280,7 +280,15 @@ func (d *Directory) publishUnder(ctx context.Context) error {
 			}
 			if err := d.write(ctx, lease, batch); err != nil {
 				d.giveBack(batch)
-				return err
+				// What stands in the store stands as long as the lease does: to begin anew would take it all away for a while.
+				d.cfg.Logger.Warn("other brokers can't be told of some nodes; trying again", "nodes", len(batch), "err", err, "wait", retryWrite)
+				select {
+				case <-time.After(retryWrite):
+				case <-lease.Lost():
+					return errors.New("the lease in the store is lost")
+				case <-ctx.Done():
+					return nil
+				}
 			}
 		}
 	}

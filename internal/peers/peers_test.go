@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -273,6 +274,50 @@ func TestBrokerGone(t *testing.T) {
 	}
 	if left, err := w.store.List(t.Context(), "/mooring/"); err != nil || len(left) != 1 {
 		t.Errorf("left in the store: %v, %v; want a's own record", left, err)
+	}
+}
+
+// flaky is a store whose next commit fails once.
+type flaky struct {
+	*store.Store
+	fail atomic.Bool
+}
+
+func (f *flaky) Commit(ctx context.Context, ops ...store.Op) error {
+	if f.fail.Swap(false) {
+		return errors.New("leader changed")
+	}
+	return f.Store.Commit(ctx, ops...)
+}
+
+// TestFailedWriteTakesNothingAway: a commit that failed is made again, and what was written before stands meanwhile. Seen
+// failing with a new lease after each failure.
+func TestFailedWriteTakesNothingAway(t *testing.T) {
+	w := newWorld(t)
+	c := w.broker(t, "c", nobody)
+	f := &flaky{Store: w.store}
+	d := NewDirectory(DirectoryConfig{Store: f, Name: "a", Address: "127.0.0.1:1", TTL: 10 * time.Second})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	d.Attach("acme", "edge-1", nil)
+	await(t, "the first is found", func() bool { return c.finds("acme", "edge-1") })
+	f.fail.Store(true)
+	d.Attach("acme", "edge-2", nil)
+	await(t, "the second is found", func() bool {
+		if !c.finds("acme", "edge-1") {
+			t.Fatal("the first is not found any more")
+		}
+		return c.finds("acme", "edge-2")
+	})
+	if f.fail.Load() {
+		t.Error("no commit failed")
 	}
 }
 

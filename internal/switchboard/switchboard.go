@@ -98,19 +98,45 @@ func (b *Board) Enter(s *tunnel.Session, tenant, node string, still func() (wire
 		b.log.Info("node's session ended", "tenant", tenant, "node", node, "transport", string(s.Transport()), "remote", s.RemoteAddr().String(),
 			"after", time.Since(s.Stats().Since).Round(time.Millisecond), "err", s.Err())
 	})
-	b.check(s, log, still)
+	b.check(s, place{tenant, node}, log, still)
 }
 
 // check asks whether s may go on, and ends it if not.
-func (b *Board) check(s *tunnel.Session, log *slog.Logger, still func() (wire.Code, error)) {
+func (b *Board) check(s *tunnel.Session, p place, log *slog.Logger, still func() (wire.Code, error)) {
 	code, err := still()
 	switch {
 	case err == nil:
 	case code == wire.Draining:
+		b.retire(s, p)
 		_ = s.Drain(0)
 	default:
 		log.Warn("node's session is closed", "err", err)
 		s.Close(code, err.Error())
+	}
+}
+
+// retire has a session that another broker's took over from asked no more: what runs on it goes on. The node is found where it is now.
+func (b *Board) retire(s *tunnel.Session, p place) {
+	b.mu.Lock()
+	if b.sessions[p.tenant][p.node] != s {
+		b.mu.Unlock()
+		return
+	}
+	b.unlist(s, p)
+	b.unseat(p)
+	older := b.former[p]
+	b.former[p] = s
+	b.mu.Unlock()
+	if older != nil {
+		older.Close(wire.Superseded, "a newer session of this node took over")
+	}
+}
+
+// unseat leaves a node without a session that is asked. b.mu is held.
+func (b *Board) unseat(p place) {
+	delete(b.sessions[p.tenant], p.node)
+	if len(b.sessions[p.tenant]) == 0 {
+		delete(b.sessions, p.tenant)
 	}
 }
 
@@ -121,7 +147,7 @@ func (b *Board) Recheck(tenant, node string) {
 		still := b.still[s]
 		b.mu.RUnlock()
 		if still != nil {
-			b.check(s, b.log.With("tenant", tenant, "node", node, "remote", s.RemoteAddr().String()), still)
+			b.check(s, place{tenant, node}, b.log.With("tenant", tenant, "node", node, "remote", s.RemoteAddr().String()), still)
 		}
 	}
 	for _, e := range b.agentsOf(tenant, node) {
@@ -184,10 +210,7 @@ func (b *Board) remove(s *tunnel.Session, p place) {
 		return
 	}
 	b.unlist(s, p)
-	delete(b.sessions[p.tenant], p.node)
-	if len(b.sessions[p.tenant]) == 0 {
-		delete(b.sessions, p.tenant)
-	}
+	b.unseat(p)
 }
 
 // NodeAddresses are the addresses that a node's live session attests; false if it has none.
