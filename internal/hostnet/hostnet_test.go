@@ -80,6 +80,44 @@ func TestWayTo(t *testing.T) {
 	})
 }
 
+// modem is a node that has nothing but links without a router's address: LTE as most modems have it (a tun is such a link),
+// and as one that pretends to be Ethernet does.
+var modem = []string{
+	"link set lo up",
+	"tuntap add dev wwan0 mode tun", "addr add 10.64.0.2 peer 10.64.0.1 dev wwan0", "addr add 10.65.0.2/24 dev wwan0",
+	"addr add fd64::2/64 dev wwan0 nodad", "link set wwan0 up", "route add default dev wwan0", "-6 route add default dev wwan0",
+	"link add wwan1 type veth peer name far1", "link set wwan1 arp off", "addr add 10.66.0.2/24 dev wwan1", "link set wwan1 up",
+	"link set far1 up", "route add 128.0.0.0/1 dev wwan1",
+	"link add eth0 type veth peer name far0", "addr add 192.168.1.10/24 dev eth0", "link set eth0 up", "link set far0 up",
+	"route add 64.0.0.0/2 dev wwan1", "route add default dev eth0 table 7", "rule add to 10.67.0.0/16 table 7",
+}
+
+// TestWayWithoutGateway: over a link without neighbours the default route leads beyond it, as a router's does. What is in the
+// link's own network is a neighbour's, and so is all that is on the site's Ethernet, be it by the default route. Seen failing
+// with Gateway left to the kernel's attributes alone (10.96.0.1, fd96::1, 198.51.100.1), without IFF_NOARP (198.51.100.1), with
+// byDefault true for all routes (the links' own), and with noNeighbours true for all links (10.67.0.1).
+func TestWayWithoutGateway(t *testing.T) {
+	inNetns(t, modem, func(t *testing.T) {
+		for to, want := range map[string]Way{
+			"10.96.0.1":    {Interface: "wwan0", Gateway: true},
+			"fd96::1":      {Interface: "wwan0", Gateway: true},
+			"198.51.100.1": {Interface: "wwan1", Gateway: true}, // half of a default route
+			"100.64.0.1":   {Interface: "wwan1"},                // a route of its own
+			"10.64.0.1":    {Interface: "wwan0"},                // the peer
+			"10.65.0.7":    {Interface: "wwan0"},
+			"fd64::7":      {Interface: "wwan0"},
+			"10.66.0.7":    {Interface: "wwan1"},
+			"192.168.1.77": {Interface: "eth0"},
+			"10.67.0.1":    {Interface: "eth0"},
+			"10.65.0.2":    {Interface: "lo", Local: true},
+		} {
+			if got, err := WayTo(netip.MustParseAddr(to)); err != nil || got != want {
+				t.Errorf("%s: %+v, %v; want %+v", to, got, err, want)
+			}
+		}
+	})
+}
+
 func TestLoopback(t *testing.T) {
 	inNetns(t, site, func(t *testing.T) {
 		for _, a := range []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8::1")} {
