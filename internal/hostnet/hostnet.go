@@ -21,7 +21,7 @@ import (
 type Way struct {
 	// Local says that the address is this machine's own, or otherwise ends here.
 	Local bool
-	// Interface is the name of the one that it goes out by, or that has it.
+	// Interface is the name of the one that it goes out by: lo for most of the machine's own, whichever has them (OnlyOn).
 	Interface string
 	// Gateway says that it goes by a router, so that the address is no neighbour's. A default route over a link with no
 	// neighbours to ask for (LTE, PPP, WireGuard) names none: what is at the link's other end is the router then.
@@ -93,6 +93,30 @@ func noNeighbours(index uint32) bool {
 		return false
 	}
 	return binary.NativeEndian.Uint32(answer[8:])&(unix.IFF_POINTOPOINT|unix.IFF_NOARP) != 0
+}
+
+// OnlyOn tells whether the interface of that name has an address, and no other has it too; false where that can't be told.
+func OnlyOn(name string, a netip.Addr) bool {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return false
+	}
+	its, err := i.Addrs()
+	if err != nil {
+		return false
+	}
+	all, err := net.InterfaceAddrs()
+	n := count(its, a)
+	return err == nil && n > 0 && n == count(all, a)
+}
+
+func count(addrs []net.Addr, a netip.Addr) (n int) {
+	for _, x := range addrs {
+		if p, err := netip.ParsePrefix(x.String()); err == nil && p.Addr() == a.Unmap() {
+			n++
+		}
+	}
+	return n
 }
 
 // Label marks the IPv4 addresses that AddLoopback added, for people who look.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -114,6 +115,33 @@ func TestWayWithoutGateway(t *testing.T) {
 			if got, err := WayTo(netip.MustParseAddr(to)); err != nil || got != want {
 				t.Errorf("%s: %+v, %v; want %+v", to, got, err, want)
 			}
+		}
+	})
+}
+
+// TestOnlyOn: what an interface has alone, up or down, which the way to an address doesn't say. Seen failing with the other
+// interfaces' addresses left out of OnlyOn (10.96.0.53, fd96::53).
+func TestOnlyOn(t *testing.T) {
+	setup := slices.Concat(site, []string{
+		"link add kube-ipvs0 type bridge", "addr add 10.96.0.77/32 dev kube-ipvs0", "addr add fd96::77/128 dev kube-ipvs0 nodad",
+		"addr add 10.96.0.53/32 dev kube-ipvs0", "addr add 10.96.0.53/32 dev lo",
+		"addr add fd96::53/128 dev kube-ipvs0 nodad", "addr add fd96::53/128 dev eth0 nodad",
+	})
+	inNetns(t, setup, func(t *testing.T) {
+		for a, want := range map[string]bool{
+			"10.96.0.77": true, "fd96::77": true, "::ffff:10.96.0.77": true,
+			"10.96.0.53": false, "fd96::53": false, "192.168.1.10": false, "127.0.0.1": false, "10.96.0.78": false,
+		} {
+			if got := OnlyOn("kube-ipvs0", netip.MustParseAddr(a)); got != want {
+				t.Errorf("%s is on kube-ipvs0 alone: %t, want %t", a, got, want)
+			}
+		}
+		if OnlyOn("kube-ipvs1", netip.MustParseAddr("10.96.0.77")) {
+			t.Error("an interface that is not there has an address")
+		}
+		want := Way{Interface: "lo", Local: true}
+		if got, err := WayTo(netip.MustParseAddr("10.96.0.77")); err != nil || got != want {
+			t.Errorf("10.96.0.77: %+v, %v; want %+v", got, err, want)
 		}
 	})
 }
