@@ -136,7 +136,7 @@ func (n *network) apply(ctx context.Context) {
 		n.known.PodCIDR = nil // another's
 		n.known.Tenant, n.known.Node = id.Tenant, id.Node
 	}
-	r := reach{ifaces: a.cfg.Dial.PodInterfaces, way: hostnet.WayTo}
+	r := reach{ifaces: a.cfg.Dial.PodInterfaces, way: hostnet.WayTo, onlyOn: hostnet.OnlyOn}
 	var refused []string
 	if a.cfg.Dial.Pods {
 		r.pods = n.known.PodCIDR

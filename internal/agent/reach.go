@@ -21,6 +21,7 @@ type reach struct {
 	services []netip.Prefix // that were accepted
 	ifaces   podInterfaceNames
 	way      func(netip.Addr) (hostnet.Way, error)
+	onlyOn   func(iface string, a netip.Addr) bool // as hostnet.OnlyOn
 }
 
 // podInterfaceNames begin the names of interfaces that lead to this node's pods.
@@ -44,11 +45,13 @@ func (r reach) permit(a netip.Addr) error {
 		return err
 	}
 	switch {
-	case way.Local && !(service && way.Interface == ipvsInterface):
+	case way.Local && service && r.onlyOn(ipvsInterface, a):
+		return nil
+	case way.Local:
 		return fmt.Errorf("%s is an address of this machine, not of a pod or a Service", a)
 	case pod && r.ifaces.has(way.Interface):
 		return nil
-	case service && (way.Gateway || r.ifaces.has(way.Interface) || way.Local):
+	case service && (way.Gateway || r.ifaces.has(way.Interface)):
 		return nil
 	case pod:
 		return fmt.Errorf("no pod of this node has %s now: it would be sent out by %s", a, way.Interface)

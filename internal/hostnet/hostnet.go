@@ -21,24 +21,19 @@ import (
 type Way struct {
 	// Local says that the address is this machine's own, or otherwise ends here.
 	Local bool
-	// Interface is the name of the one that it goes out by, or that has it.
+	// Interface is the name of the one that it goes out by: lo for most of the machine's own, whichever has them (OnlyOn).
 	Interface string
-	// Gateway says that it goes by a router, so that the address is no neighbour's.
+	// Gateway says that it goes by a router, so that the address is no neighbour's. A default route over a link with no
+	// neighbours to ask for (LTE, PPP, WireGuard) names none: what is at the link's other end is the router then.
 	Gateway bool
 }
 
 // WayTo looks up the way to an address; unix.ENETUNREACH or the like if there is none.
 func WayTo(to netip.Addr) (Way, error) {
 	to = to.Unmap()
-	body := make([]byte, unix.SizeofRtMsg)
-	body[0], body[1] = family(to), byte(to.BitLen())
-	body = attribute(body, unix.RTA_DST, to.AsSlice())
-	answer, err := request(unix.RTM_GETROUTE, 0, body)
+	answer, err := route(to, 0)
 	if err != nil {
 		return Way{}, fmt.Errorf("look up the way to %s: %w", to, err)
-	}
-	if len(answer) < unix.SizeofRtMsg {
-		return Way{}, fmt.Errorf("look up the way to %s: the kernel's answer has %d bytes", to, len(answer))
 	}
 	w := Way{Local: answer[7] == unix.RTN_LOCAL}
 	switch answer[7] {
@@ -46,11 +41,13 @@ func WayTo(to netip.Addr) (Way, error) {
 	default:
 		return Way{}, fmt.Errorf("look up the way to %s: %w", to, unix.ENETUNREACH) // blackhole, broadcast and so on
 	}
+	var index uint32
 	for kind, value := range attributes(answer[unix.SizeofRtMsg:]) {
 		switch kind {
 		case unix.RTA_OIF:
 			if len(value) == 4 {
-				if i, err := net.InterfaceByIndex(int(binary.NativeEndian.Uint32(value))); err == nil {
+				index = binary.NativeEndian.Uint32(value)
+				if i, err := net.InterfaceByIndex(int(index)); err == nil {
 					w.Interface = i.Name
 				}
 			}
@@ -60,7 +57,66 @@ func WayTo(to netip.Addr) (Way, error) {
 	}
 	// An IPv6 address that lo was just given has a route out by lo for a moment, before it has its own.
 	w.Local = w.Local || w.Interface == "lo"
+	if !w.Local && !w.Gateway && noNeighbours(index) {
+		if w.Gateway, err = byDefault(to); err != nil {
+			return Way{}, fmt.Errorf("look up the route to %s: %w", to, err)
+		}
+	}
 	return w, nil
+}
+
+// route asks for the way to an address: a header of SizeofRtMsg bytes, and attributes.
+func route(to netip.Addr, flags uint32) ([]byte, error) {
+	body := make([]byte, unix.SizeofRtMsg)
+	body[0], body[1] = family(to), byte(to.BitLen())
+	binary.NativeEndian.PutUint32(body[8:], flags)
+	answer, err := request(unix.RTM_GETROUTE, 0, attribute(body, unix.RTA_DST, to.AsSlice()))
+	if err == nil && len(answer) < unix.SizeofRtMsg {
+		err = errAnswer
+	}
+	return answer, err
+}
+
+// byDefault tells whether the route that leads to an address is the default one, or the half of it that VPNs set in its
+// place. An interface's own network or peer never is. A kernel before 4.13 says the address itself for the route.
+func byDefault(to netip.Addr) (bool, error) {
+	answer, err := route(to, unix.RTM_F_FIB_MATCH)
+	return err == nil && answer[1] <= 1, err
+}
+
+// noNeighbours tells whether an interface has one other end, or none that is asked for by its address (ARP, NDP).
+func noNeighbours(index uint32) bool {
+	body := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(body[4:], index)
+	answer, err := request(unix.RTM_GETLINK, 0, body)
+	if err != nil || len(answer) < unix.SizeofIfInfomsg {
+		return false
+	}
+	return binary.NativeEndian.Uint32(answer[8:])&(unix.IFF_POINTOPOINT|unix.IFF_NOARP) != 0
+}
+
+// OnlyOn tells whether the interface of that name has an address, and no other has it too; false where that can't be told.
+func OnlyOn(name string, a netip.Addr) bool {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return false
+	}
+	its, err := i.Addrs()
+	if err != nil {
+		return false
+	}
+	all, err := net.InterfaceAddrs()
+	n := count(its, a)
+	return err == nil && n > 0 && n == count(all, a)
+}
+
+func count(addrs []net.Addr, a netip.Addr) (n int) {
+	for _, x := range addrs {
+		if p, err := netip.ParsePrefix(x.String()); err == nil && p.Addr() == a.Unmap() {
+			n++
+		}
+	}
+	return n
 }
 
 // Label marks the IPv4 addresses that AddLoopback added, for people who look.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,6 +77,71 @@ func TestWayTo(t *testing.T) {
 			if got, err := WayTo(netip.MustParseAddr(to)); err == nil {
 				t.Errorf("%s: %+v; want no way", to, got)
 			}
+		}
+	})
+}
+
+// modem is a node that has nothing but links without a router's address: LTE as most modems have it (a tun is such a link),
+// and as one that pretends to be Ethernet does.
+var modem = []string{
+	"link set lo up",
+	"tuntap add dev wwan0 mode tun", "addr add 10.64.0.2 peer 10.64.0.1 dev wwan0", "addr add 10.65.0.2/24 dev wwan0",
+	"addr add fd64::2/64 dev wwan0 nodad", "link set wwan0 up", "route add default dev wwan0", "-6 route add default dev wwan0",
+	"link add wwan1 type veth peer name far1", "link set wwan1 arp off", "addr add 10.66.0.2/24 dev wwan1", "link set wwan1 up",
+	"link set far1 up", "route add 128.0.0.0/1 dev wwan1",
+	"link add eth0 type veth peer name far0", "addr add 192.168.1.10/24 dev eth0", "link set eth0 up", "link set far0 up",
+	"route add 64.0.0.0/2 dev wwan1", "route add default dev eth0 table 7", "rule add to 10.67.0.0/16 table 7",
+}
+
+// TestWayWithoutGateway: over a link without neighbours the default route leads beyond it, as a router's does. What is in the
+// link's own network is a neighbour's, and so is all that is on the site's Ethernet, be it by the default route. Seen failing
+// with Gateway left to the kernel's attributes alone (10.96.0.1, fd96::1, 198.51.100.1), without IFF_NOARP (198.51.100.1), with
+// byDefault true for all routes (the links' own), and with noNeighbours true for all links (10.67.0.1).
+func TestWayWithoutGateway(t *testing.T) {
+	inNetns(t, modem, func(t *testing.T) {
+		for to, want := range map[string]Way{
+			"10.96.0.1":    {Interface: "wwan0", Gateway: true},
+			"fd96::1":      {Interface: "wwan0", Gateway: true},
+			"198.51.100.1": {Interface: "wwan1", Gateway: true}, // half of a default route
+			"100.64.0.1":   {Interface: "wwan1"},                // a route of its own
+			"10.64.0.1":    {Interface: "wwan0"},                // the peer
+			"10.65.0.7":    {Interface: "wwan0"},
+			"fd64::7":      {Interface: "wwan0"},
+			"10.66.0.7":    {Interface: "wwan1"},
+			"192.168.1.77": {Interface: "eth0"},
+			"10.67.0.1":    {Interface: "eth0"},
+			"10.65.0.2":    {Interface: "lo", Local: true},
+		} {
+			if got, err := WayTo(netip.MustParseAddr(to)); err != nil || got != want {
+				t.Errorf("%s: %+v, %v; want %+v", to, got, err, want)
+			}
+		}
+	})
+}
+
+// TestOnlyOn: what an interface has alone, up or down, which the way to an address doesn't say. Seen failing with the other
+// interfaces' addresses left out of OnlyOn (10.96.0.53, fd96::53).
+func TestOnlyOn(t *testing.T) {
+	setup := slices.Concat(site, []string{
+		"link add kube-ipvs0 type bridge", "addr add 10.96.0.77/32 dev kube-ipvs0", "addr add fd96::77/128 dev kube-ipvs0 nodad",
+		"addr add 10.96.0.53/32 dev kube-ipvs0", "addr add 10.96.0.53/32 dev lo",
+		"addr add fd96::53/128 dev kube-ipvs0 nodad", "addr add fd96::53/128 dev eth0 nodad",
+	})
+	inNetns(t, setup, func(t *testing.T) {
+		for a, want := range map[string]bool{
+			"10.96.0.77": true, "fd96::77": true, "::ffff:10.96.0.77": true,
+			"10.96.0.53": false, "fd96::53": false, "192.168.1.10": false, "127.0.0.1": false, "10.96.0.78": false,
+		} {
+			if got := OnlyOn("kube-ipvs0", netip.MustParseAddr(a)); got != want {
+				t.Errorf("%s is on kube-ipvs0 alone: %t, want %t", a, got, want)
+			}
+		}
+		if OnlyOn("kube-ipvs1", netip.MustParseAddr("10.96.0.77")) {
+			t.Error("an interface that is not there has an address")
+		}
+		want := Way{Interface: "lo", Local: true}
+		if got, err := WayTo(netip.MustParseAddr("10.96.0.77")); err != nil || got != want {
+			t.Errorf("10.96.0.77: %+v, %v; want %+v", got, err, want)
 		}
 	})
 }
