@@ -223,7 +223,7 @@ func (k *Keeper) try(ctx context.Context, name string, s *state, do func(context
 		return
 	}
 	s.trying = true
-	sum := s.sum
+	sum, removal := s.sum, s.missing > 0
 	k.tries.Go(func() {
 		err := k.bounded(ctx, do)
 		k.mu.Lock()
@@ -234,7 +234,7 @@ func (k *Keeper) try(ctx context.Context, name string, s *state, do func(context
 		}
 		defer k.report()
 		if err == nil {
-			s.failures, s.next, s.done = 0, time.Time{}, true
+			s.failures, s.next, s.done = 0, time.Time{}, !removal
 			k.problem(name, s, nil)
 			return
 		}
