@@ -18,7 +18,7 @@ import (
 
 // TestFileTenants: a file's tenant is made once, follows its kubeconfig and the rest of what the file says, also while the API server is
 // away, stays the same tenant, and is nobody else's to take or to remove. (Seen failing without the look at the owner in Ensure and in
-// Remove, and without the second update of Ensure.)
+// Remove.)
 func TestFileTenants(t *testing.T) {
 	f := fileTenants{newKamajiTenants(t).adm}
 	first, second := kubetest.New(t), kubetest.New(t)
@@ -86,7 +86,7 @@ func TestFileTenants(t *testing.T) {
 }
 
 // TestTenantsDir: a broker with a directory has its files' tenants when it has started, shows whose they are, and leaves those of an
-// operator. (Seen failing without runFiles in serve.)
+// operator.
 func TestTenantsDir(t *testing.T) {
 	dir, api := t.TempDir(), kubetest.New(t)
 	tenants := filepath.Join(dir, "tenants")

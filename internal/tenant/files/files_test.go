@@ -309,7 +309,7 @@ func TestTornFileIsNotTaken(t *testing.T) {
 }
 
 // TestDirectoryThatIsGoneOrEmptyLosesNothing: all files gone at once are a mount that is not there, not a wish. Files that nobody
-// understands are as good as none. Mechanism: the returns in look, and absent's sure. Seen failing without either (removals).
+// understands are as good as none. Mechanism: absent's sure, of which no file at all is a case. Seen failing without it (removals).
 func TestDirectoryThatIsGoneOrEmptyLosesNothing(t *testing.T) {
 	f := prepare(t)
 	f.put("beta.yaml", doc(""))
