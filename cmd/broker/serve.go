@@ -52,11 +52,15 @@ func newLogger(c *cobra.Command, cfg config.Log) *slog.Logger {
 func newConfig() *cobra.Command {
 	validate := &cobra.Command{
 		Use:     "validate FILE",
-		Short:   "Check a configuration file and list every problem in it",
+		Short:   "Check a configuration file, the broker's or a tenant's, and list every problem in it",
 		Example: `  broker config validate /etc/mooring/broker.yaml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := config.LoadBroker(args[0]); err != nil {
+			load := func(path string) (err error) { _, err = config.LoadBroker(path); return err }
+			if config.IsTenant(args[0]) {
+				load = func(path string) (err error) { _, err = config.LoadTenant(path); return err }
+			}
+			if err := load(args[0]); err != nil {
 				if errors.Is(err, os.ErrNotExist) {
 					return usageError{err}
 				}

@@ -179,6 +179,9 @@ func (b *Broker) UpdateTenant(ctx context.Context, req TenantRequest) (tenant.Te
 		return fresh, err
 	}
 	err = b.Tenants.Update(ctx, req.Name, func(t tenant.Tenant) (tenant.Tenant, error) {
+		if req.Owner != (tenant.Owner{}) && req.Owner != t.Owner { // it was removed meanwhile, and added by somebody else
+			return t, &Error{http.StatusConflict, fmt.Sprintf("tenant %s: %v: it is another owner's", t.Name, tenant.ErrExists)}
+		}
 		if req.Kubeconfig == "" {
 			fresh = t
 		}

@@ -320,6 +320,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	g.Go(func() error { return approvals.Run(ctx) })
 	g.Go(func() error { return accounts.Run(ctx) })
 	g.Go(func() error { return b.runKamaji(ctx, adm) })
+	g.Go(func() error { return b.runFiles(ctx, adm) })
 	g.Go(func() error { return serveHTTP(ctx, adminSrv, ln.admin) })
 	if ln.health != nil {
 		g.Go(func() error { return serveHTTP(ctx, httpServer(ctx, b.health.Handler(b.metrics), b.log), ln.health) })

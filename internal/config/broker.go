@@ -31,7 +31,10 @@ type Broker struct {
 	Audit         BrokerAudit    `json:"audit"`
 	Tracing       BrokerTracing  `json:"tracing"`
 	Kamaji        BrokerKamaji   `json:"kamaji"`
-	Log           Log            `json:"log"`
+	// TenantsDir holds a file NAME.yaml (Tenant) for each tenant that is kept by configuration. It is looked at every 10 s. Default
+	// empty: tenants are added by command or by Kamaji's objects alone.
+	TenantsDir string `json:"tenantsDir"`
+	Log        Log    `json:"log"`
 }
 
 // BrokerFront is the one public port.
@@ -244,6 +247,9 @@ func (c *Broker) validate(p *problems) {
 	p.check("egress.publicEndpoint", httpsURL(c.Egress.PublicEndpoint))
 	if c.Egress.HostsDir != "" {
 		p.check("egress.hostsDir", absolute(c.Egress.HostsDir))
+	}
+	if c.TenantsDir != "" {
+		p.check("tenantsDir", absolute(c.TenantsDir))
 	}
 	c.Konnectivity.validate(p, c.Front.Domain)
 	c.Store.validate(p)

@@ -1,5 +1,5 @@
 // Package config decodes, defaults and validates Mooring's v1alpha1 kinds: AgentConfiguration,
-// BrokerConfiguration and JoinBundle.
+// BrokerConfiguration, TenantConfiguration and JoinBundle.
 //
 // Decoding is strict: unknown keys, wrong types and bad values are all reported at once, each with
 // its path, and nothing is started on a file with a problem. It opens no sockets and keeps no state.
@@ -26,6 +26,7 @@ const (
 	KindAgent      = "AgentConfiguration"
 	KindBroker     = "BrokerConfiguration"
 	KindJoinBundle = "JoinBundle"
+	KindTenant     = "TenantConfiguration"
 )
 
 // maxFile bounds a configuration file, in bytes.
@@ -145,8 +146,11 @@ func strict(data []byte, kind string, into any, found *problems) ([]byte, error)
 	m, ok := doc.(map[string]any)
 	if !ok || len(m) == 0 {
 		shows := "`config print-defaults` prints one"
-		if kind == KindJoinBundle {
+		switch kind {
+		case KindJoinBundle:
 			shows = "`broker token create` prints one"
+		case KindTenant:
+			shows = "docs/tenants.md shows one"
 		}
 		return nil, fmt.Errorf("empty: want a %s (%s)", kind, shows)
 	}
@@ -155,7 +159,7 @@ func strict(data []byte, kind string, into any, found *problems) ([]byte, error)
 	}
 	if got, _ := m["kind"].(string); got != kind {
 		found.add("kind", "want %q, got %q", kind, got)
-		if got == KindAgent || got == KindBroker || got == KindJoinBundle {
+		if got == KindAgent || got == KindBroker || got == KindJoinBundle || got == KindTenant {
 			// Another kind's keys would all be reported as unknown: noise around the one real problem.
 			return json.Marshal(map[string]any{})
 		}

@@ -251,6 +251,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(y)
 	}
 	f.Add([]byte("a: &a [*a]"))
+	f.Add([]byte(head + "TenantConfiguration\nkubeconfigFile: k\nhosts: [a.example]\nproxyProtocol: true\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		// Whatever comes out without an error must be a document that loads again, unchanged.
 		if c, err := DecodeAgent("f", data); err == nil {
@@ -264,6 +265,12 @@ func FuzzDecode(f *testing.F) {
 		}
 		DecodeBroker("f", data)
 		DecodeJoinBundle("f", data)
+		if c, err := DecodeTenant("f", data); err == nil {
+			y, _ := Marshal(c)
+			if again, err := DecodeTenant("f", y); err != nil || again.KubeconfigFile != c.KubeconfigFile {
+				t.Fatalf("%+v, %v after\n%s", again, err, y)
+			}
+		}
 	})
 }
 
@@ -281,5 +288,29 @@ func TestAgentDial(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%v names no %s", err, path)
 		}
+	}
+}
+
+// TestTenantFile: each wrong value of a tenant's file is told with its path, and the file tells what it is.
+func TestTenantFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "acme.yaml")
+	whole := head + "TenantConfiguration\nkubeconfigFile: k\nupstreams: ['10.0.0.1:6443']\nhosts: [a.example]\nserviceCIDRs: [fd00::/108]\n"
+	if err := os.WriteFile(path, []byte(whole), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := LoadTenant(path); err != nil || c.KubeconfigFile != "k" || c.ProxyProtocol != nil || !IsTenant(path) {
+		t.Errorf("%+v, %v, %v", c, err, IsTenant(path))
+	}
+	_, err := DecodeTenant("t", []byte(head+"TenantConfiguration\nupstreams: [a]\nhosts: [a, B.example]\nserviceCIDRs: [10.96.0.1/12]\nname: acme\n"))
+	for _, path := range []string{"kubeconfigFile", "upstreams[0]", "hosts[0]", "hosts[1]", "serviceCIDRs[0]", "name"} {
+		if err == nil || !strings.Contains(err.Error(), "\n  "+path+": ") {
+			t.Errorf("%v names no %s", err, path)
+		}
+	}
+	b := DefaultBroker()
+	b.Front.PublicEndpoint, b.TenantsDir = "edge.example:443", "relative"
+	y, _ := Marshal(b)
+	if _, err := DecodeBroker("b", y); err == nil || !strings.Contains(err.Error(), "tenantsDir: ") {
+		t.Errorf("a relative tenantsDir: %v", err)
 	}
 }

@@ -55,6 +55,7 @@ var layer = map[string]int{
 
 	"internal/tracing/tracingtest": 10,
 	"internal/tenant/kamaji":       40,
+	"internal/tenant/files":        40,
 
 	"internal/konnectivity": 40,
 }
@@ -89,7 +90,7 @@ var forbidden = []struct {
 		reason:  "caches, queues and leader election are for the management cluster's objects; tenants are looked after by plain clients, one each, that share nothing",
 	},
 	{
-		in:      []string{"internal/tenant/kamaji"},
+		in:      []string{"internal/tenant/kamaji", "internal/tenant/files"},
 		imports: []string{module + "internal/enroll", module + "internal/admin", module + "internal/broker"},
 		deep:    true,
 		reason:  "what becomes of a control plane at the broker is asked of it through one small interface, so that it can be tested without",

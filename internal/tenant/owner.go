@@ -1,6 +1,6 @@
 package tenant
 
-// Owner is an object of a management cluster that a tenant was made for, and goes with.
+// Owner is an object of a management cluster, or a file, that a tenant was made for, and goes with.
 type Owner struct {
 	Kind      string `json:"kind,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
@@ -13,6 +13,9 @@ type Owner struct {
 func (o Owner) String() string {
 	if o == (Owner{}) {
 		return ""
+	}
+	if o.Namespace == "" {
+		return o.Kind + " " + o.Name
 	}
 	return o.Kind + " " + o.Namespace + "/" + o.Name
 }
