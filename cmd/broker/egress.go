@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -64,10 +65,8 @@ certificates are then renewed without its restart, by issuing them again to the 
 			if !slices.Contains(egressModes, files.mode) {
 				return usageError{fmt.Errorf("--mode %q: want one of %s", files.mode, strings.Join(egressModes, ", "))}
 			}
-			if files.broker != "" {
-				if _, _, err := net.SplitHostPort(files.broker); err != nil {
-					return usageError{fmt.Errorf("--broker: %w; want host:port", err)}
-				}
+			if err := checkBroker(files.broker); err != nil {
+				return err
 			}
 			r, err := client().IssueEgress(c.Context(), admin.EgressRequest{Tenant: tenant, TTL: config.Duration{Duration: ttl}})
 			if err != nil {
@@ -95,6 +94,17 @@ certificates are then renewed without its restart, by issuing them again to the 
 	return c
 }
 
+// checkBroker looks at what --broker says; empty is the broker's own word.
+func checkBroker(address string) error {
+	if address == "" {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return usageError{fmt.Errorf("--broker: %w; want host:port", err)}
+	}
+	return nil
+}
+
 func (e egressFiles) write(r admin.EgressResponse) error {
 	selector, err := e.selector(r.Endpoint)
 	if err != nil {
@@ -102,10 +112,6 @@ func (e egressFiles) write(r admin.EgressResponse) error {
 	}
 	if err := os.MkdirAll(e.dir, 0o755); err != nil {
 		return err
-	}
-	broker := r.Broker
-	if e.broker != "" {
-		broker = e.broker
 	}
 	for _, f := range []struct {
 		name string
@@ -115,7 +121,7 @@ func (e egressFiles) write(r admin.EgressResponse) error {
 		{"client.key", []byte(r.Key), 0o600},
 		{"client.crt", []byte(r.Certificate), 0o644},
 		{"ca.crt", []byte(r.CA), 0o644},
-		{"broker", []byte(broker + "\n"), 0o644},
+		{"broker", []byte(cmp.Or(e.broker, r.Broker) + "\n"), 0o644},
 		{"egress-selector.yaml", selector, 0o644},
 	} {
 		if err := durable.WriteFile(filepath.Join(e.dir, f.name), f.data, f.perm); err != nil {

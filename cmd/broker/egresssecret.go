@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -14,19 +15,22 @@ import (
 // newEgressSecret is for API servers that run as pods, and for a broker that does: its image has nothing that could
 // copy files out.
 func newEgressSecret(client func() *admin.Client) *cobra.Command {
-	var tenant, namespace, name string
+	var tenant, namespace, name, broker string
 	var ttl time.Duration
 	c := &cobra.Command{
 		Use:   "secret --tenant NAME",
 		Short: "Issue an API server's client certificate as a Kubernetes Secret",
 		Long: `Issue a client certificate by which a tenant's API servers reach their nodes, and print it as a
-Secret with the keys client.crt, client.key and ca.crt, for kubectl apply. It is a secret: print it
-to nowhere else.`,
+Secret with the keys client.crt, client.key, ca.crt and broker, for kubectl apply: a kube-apiserver
+can mount it, or ` + "`broker egress-proxy --dir DIR`" + ` beside one. It is a secret: print it to nowhere else.`,
 		Example: `  broker egress secret --tenant acme --namespace acme-system | kubectl apply -f -
   kubectl -n mooring exec statefulset/mooring-broker -- broker egress secret --tenant acme \
     --namespace acme-system | kubectl apply -f -`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkBroker(broker); err != nil {
+				return err
+			}
 			if name == "" {
 				name = tenant + "-mooring"
 			}
@@ -34,7 +38,7 @@ to nowhere else.`,
 			if err != nil {
 				return err
 			}
-			manifest, err := egressManifest(namespace, name, r)
+			manifest, err := egressManifest(namespace, name, cmp.Or(broker, r.Broker), r)
 			if err != nil {
 				return err
 			}
@@ -47,12 +51,13 @@ to nowhere else.`,
 	f.StringVarP(&namespace, "namespace", "n", "", "namespace of the Secret; kubectl's if empty")
 	f.StringVar(&name, "name", "", "name of the Secret; TENANT-mooring if empty")
 	f.DurationVar(&ttl, "ttl", 365*24*time.Hour, "life of the certificate")
+	f.StringVar(&broker, "broker", "", "host:port by which a sidecar reaches the broker (default: front.publicEndpoint)")
 	c.MarkFlagRequired("tenant")
 	c.RegisterFlagCompletionFunc("tenant", completeTenants(client))
 	return c
 }
 
-func egressManifest(namespace, name string, r admin.EgressResponse) ([]byte, error) {
+func egressManifest(namespace, name, broker string, r admin.EgressResponse) ([]byte, error) {
 	type object = map[string]any
 	meta := object{"name": name}
 	if namespace != "" {
@@ -60,7 +65,7 @@ func egressManifest(namespace, name string, r admin.EgressResponse) ([]byte, err
 	}
 	out, err := yaml.Marshal(object{
 		"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque",
-		"stringData": object{"client.crt": r.Certificate, "client.key": r.Key, "ca.crt": r.CA},
+		"stringData": object{"client.crt": r.Certificate, "client.key": r.Key, "ca.crt": r.CA, "broker": broker + "\n"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write Secret %s: %w", name, err)

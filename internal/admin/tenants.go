@@ -160,7 +160,8 @@ func (b *Broker) updateTenant(r *http.Request) (any, error) {
 }
 
 // UpdateTenant gives a tenant a new account's token, and the address and CA of the request's kubeconfig, if there is one; and
-// what else the request says. It stays its owner's. It returns when the broker knows.
+// what else the request says. It stays its owner's, and is refused as a conflict to a request for another. It returns when the
+// broker knows.
 func (b *Broker) UpdateTenant(ctx context.Context, req TenantRequest) (tenant.Tenant, error) {
 	had, err := b.tenant(req.Name)
 	if err != nil {
@@ -243,16 +244,16 @@ func (b *Broker) removeTenant(r *http.Request) (any, error) {
 }
 
 // RemoveTenant removes a tenant and all that is its. It does so to the end once it has begun. only, if it is not nil, tells
-// whether the tenant is the one that is meant; one that is not is left.
+// of what the store holds whether it is the tenant that is meant; one that is not is left.
 func (b *Broker) RemoveTenant(caller context.Context, name string, only func(tenant.Tenant) bool) error {
 	// An operator who does not wait for the end has still asked for all of it.
 	ctx := context.WithoutCancel(caller)
 	b.tenantChange.Lock()
 	defer b.tenantChange.Unlock()
-	if t, there := b.Tenants.Get(name); there && only != nil && !only(t) {
+	removed := b.Tenants.RemoveIf(ctx, name, only)
+	if errors.Is(removed, tenant.ErrExists) {
 		return nil
 	}
-	removed := b.Tenants.Remove(ctx, name)
 	if removed != nil && !errors.Is(removed, tenant.ErrNotFound) {
 		return removed
 	}

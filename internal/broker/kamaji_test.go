@@ -92,6 +92,49 @@ func TestKamajiTenants(t *testing.T) {
 	}
 }
 
+// TestKamajiTenantsOvertaken: while the broker makes its account, which takes a while, an operator removes the object's tenant and adds
+// another by its name. That one stays as it is: the update asks the store whose it is. (Seen failing without the question in
+// UpdateTenant: the operator's tenant had the object's address, CA and token.)
+func TestKamajiTenantsOvertaken(t *testing.T) {
+	k := newKamajiTenants(t)
+	want, err := tenant.FromKubeconfig("acme", []byte(kubetest.New(t).Kubeconfig()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Owner = tenant.Owner{Kind: kamaji.OwnerKind, Namespace: "tenants", Name: "acme", UID: "1"}
+	if _, err := k.Ensure(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	operators, err := tenant.FromKubeconfig("acme", []byte(kubetest.New(t).Kubeconfig()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	provision := k.adm.Provision
+	k.adm.Provision = func(ctx context.Context, tn tenant.Tenant) (tenant.Tenant, error) {
+		if err := errors.Join(k.adm.Tenants.Remove(ctx, "acme"), k.adm.Tenants.Add(ctx, operators)); err != nil {
+			t.Error(err)
+		}
+		return provision(ctx, tn)
+	}
+	moved, err := tenant.FromKubeconfig("acme", []byte(kubetest.New(t).Kubeconfig()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved.Owner = want.Owner
+	if _, err := k.Ensure(t.Context(), moved); !errors.Is(err, tenant.ErrExists) {
+		t.Errorf("Ensure = %v, want %v", err, tenant.ErrExists)
+	}
+	err = k.adm.Tenants.Update(t.Context(), "acme", func(now tenant.Tenant) (tenant.Tenant, error) {
+		if !now.Equal(operators) {
+			t.Errorf("the operator's tenant at %s is now at %s, of %q", operators.Address, now.Address, now.Owner)
+		}
+		return now, nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRunningOut: a token is given up for lost in its last third, which the keeper never lets it come to.
 func TestRunningOut(t *testing.T) {
 	now := time.Now()

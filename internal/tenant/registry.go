@@ -197,6 +197,12 @@ func (r *Registry) Add(ctx context.Context, t Tenant) error {
 
 // Remove forgets a tenant; ErrNotFound if there is none. Its nodes and tokens are not the registry's.
 func (r *Registry) Remove(ctx context.Context, name string) error {
+	return r.RemoveIf(ctx, name, nil)
+}
+
+// RemoveIf is Remove of the tenant that is meant: only is asked of what the store holds, each time that another writer was first;
+// nil = any will do. ErrExists if it says no. A record that can't be read is nobody's: only Remove removes it.
+func (r *Registry) RemoveIf(ctx context.Context, name string, only func(Tenant) bool) error {
 	if err := pki.ValidTenant(name); err != nil {
 		return err
 	}
@@ -204,6 +210,9 @@ func (r *Registry) Remove(ctx context.Context, name string) error {
 		it, err := r.store.Get(ctx, Key(name))
 		if errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("%w: %s", ErrNotFound, name)
+		}
+		if err == nil && only != nil {
+			err = meant(it.Value, only)
 		}
 		var ops []store.Op
 		if err == nil {
@@ -213,13 +222,25 @@ func (r *Registry) Remove(ctx context.Context, name string) error {
 			err = r.store.Commit(ctx, append(ops, store.Delete(it.Key, it.Rev))...)
 		}
 		if errors.Is(err, store.ErrConflict) {
-			continue // changed under us; what there is now is to go as well
+			continue // changed under us; what there is now is to go as well, if it is meant
 		}
 		if err != nil {
 			return fmt.Errorf("remove tenant %s: %w", name, err)
 		}
 		return nil
 	}
+}
+
+// meant tells by its error whether the tenant of a record is the one that only is true for.
+func meant(record []byte, only func(Tenant) bool) error {
+	var t Tenant
+	if err := json.Unmarshal(record, &t); err != nil {
+		return fmt.Errorf("its record in the store can't be used, remove it with `broker tenant remove`: %w", err)
+	}
+	if !only(t) {
+		return fmt.Errorf("another has the name: %w", ErrExists)
+	}
+	return nil
 }
 
 // DialAPI opens a TCP connection to the tenant's API server, bounded by ctx and by 15 seconds: at the first of its addresses that

@@ -29,6 +29,9 @@ const (
 	conflictPause = 200 * time.Millisecond
 )
 
+// errBehind says that the cache has another object than there is; what is newer is on the way.
+var errBehind = errors.New("the cache is behind")
+
 // Reconcile looks at one control plane. It may run for many at once, but for one object once at a time.
 func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	defer c.metrics.looks.Inc()
@@ -41,13 +44,13 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	case err != nil:
 	case obj.GetDeletionTimestamp() != nil:
 		c.metrics.forget(req.NamespacedName)
-		err = c.removeTenants(ctx, req.NamespacedName) // the rest goes with the object
+		err = c.removeTenants(ctx, req.NamespacedName, obj.GetUID()) // the rest goes with the object
 	case obj.GetLabels()[Label] != LabelEnabled:
 		err = c.disconnect(ctx, obj)
 	default:
 		next, err = c.connect(ctx, obj)
 	}
-	if apierrors.IsConflict(err) {
+	if apierrors.IsConflict(err) || errors.Is(err, errBehind) {
 		return reconcile.Result{RequeueAfter: conflictPause}, nil
 	}
 	return reconcile.Result{RequeueAfter: next}, err
@@ -66,12 +69,16 @@ func (c *Controller) gone(ctx context.Context, key types.NamespacedName) error {
 	if !apierrors.IsNotFound(err) {
 		return fmt.Errorf("look whether %s is gone: %w", key, err)
 	}
-	return c.removeTenants(ctx, key)
+	return c.removeTenants(ctx, key, "")
 }
 
-func (c *Controller) removeTenants(ctx context.Context, key types.NamespacedName) error {
+// removeTenants removes those of the object with this UID; an empty one stands for any.
+func (c *Controller) removeTenants(ctx context.Context, key types.NamespacedName, uid types.UID) error {
 	var errs []error
 	for _, t := range c.owned(key) {
+		if uid != "" && t.Owner.UID != string(uid) {
+			continue // of another object of the name, which may live: the cache is behind
+		}
 		c.cfg.Logger.Info("the control plane is gone, removing its tenant", "tenant", t.Name, "object", key)
 		errs = append(errs, c.cfg.Tenants.Remove(ctx, t.Name, t.Owner))
 	}
@@ -105,7 +112,7 @@ func (c *Controller) disconnect(ctx context.Context, obj *unstructured.Unstructu
 	if err := c.deleteObjects(ctx, key); err != nil {
 		return err
 	}
-	if err := c.removeTenants(ctx, key); err != nil {
+	if err := c.removeTenants(ctx, key, ""); err != nil {
 		return err
 	}
 	c.say(want, Status{State: StateReady, Reason: reasonDisconnected, Message: "the label is gone: what Mooring had put in was taken out, and its tenant removed"})
@@ -226,15 +233,35 @@ func (c *Controller) tenantName(obj *unstructured.Unstructured) (string, error) 
 	return name, nil
 }
 
+// removeFormer removes the tenants of objects of the same name that are no more: if it is mine that is there, and not one of them.
+// The cache's word is not enough for that.
+func (c *Controller) removeFormer(ctx context.Context, key types.NamespacedName, mine tenant.Owner) error {
+	looked := false
+	for _, t := range c.owned(key) {
+		if t.Owner == mine {
+			continue
+		}
+		if !looked {
+			now := newObject()
+			if err := c.live.Get(ctx, key, now); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("look which %s there is: %w", key, err)
+			} else if err != nil || owner(key, now.GetUID()) != mine {
+				return errBehind
+			}
+			looked = true
+		}
+		if err := c.cfg.Tenants.Remove(ctx, t.Name, t.Owner); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (c *Controller) ensureTenant(ctx context.Context, obj *unstructured.Unstructured, name string, kubeconfig []byte) (tenant.Tenant, error) {
 	key := client.ObjectKeyFromObject(obj)
 	mine := owner(key, obj.GetUID())
-	for _, t := range c.owned(key) {
-		if t.Owner != mine { // of an object of the same name that is no more
-			if err := c.cfg.Tenants.Remove(ctx, t.Name, t.Owner); err != nil {
-				return tenant.Tenant{}, err
-			}
-		}
+	if err := c.removeFormer(ctx, key, mine); err != nil {
+		return tenant.Tenant{}, err
 	}
 	admin, err := tenant.FromKubeconfig(name, kubeconfig)
 	if err != nil {
