@@ -76,11 +76,10 @@ func (b *broker) serveKonnectivity(ctx context.Context, g *errgroup.Group, k *ko
 		return
 	}
 	g.Go(func() error {
-		defer b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) {
-			if deleted {
-				k.server.Forget(t.Name)
-				_, _ = k.clients.Client(t.Name) // which forgets it
-			}
+		defer b.whenRemoved(func(name string) {
+			k.server.Forget(name)
+			_, _ = k.clients.Client(name)                     // which forgets it
+			b.events.Go(func() { b.board.Recheck(name, "") }) // it may have been removed by another broker
 		})()
 		return k.server.Serve(ctx, k.conns)
 	})
@@ -102,6 +101,7 @@ func (k *konnectivityAgents) ByCertificate(ctx context.Context, name string, cs 
 		k.refused(id.String(), name, id.Name, "its certificate is another tenant's")
 		return konnectivity.Identity{}, refuse("the certificate is of another tenant than the name that was asked for")
 	}
+	same := k.same(name)
 	if err := k.b.nodes.Authorize(ctx, id, cs.PeerCertificates[0]); err != nil {
 		if code, text := refusal(err); code != wire.Unavailable {
 			k.refused(id.String(), name, id.Name, err.Error())
@@ -109,13 +109,30 @@ func (k *konnectivityAgents) ByCertificate(ctx context.Context, name string, cs 
 		}
 		return konnectivity.Identity{}, err
 	}
-	still := func() error { return k.b.nodes.Authorize(k.b.eventsCtx, id, cs.PeerCertificates[0]) }
+	still := func() error {
+		if err := same(); err != nil {
+			return err
+		}
+		return k.b.nodes.Authorize(k.b.eventsCtx, id, cs.PeerCertificates[0])
+	}
 	return konnectivity.Identity{Node: id.Name, By: "certificate", Still: still}, nil
+}
+
+// same tells later on, by an error, that the tenant which has the name now was removed, be there another of that name or not.
+// Ask for it before anything is asked of the tenant: what an API server said is then never taken for another's word.
+func (k *konnectivityAgents) same(name string) func() error {
+	was, there := k.b.tenants.Get(name)
+	return func() error {
+		if now, ok := k.b.tenants.Get(name); !there || !ok || !now.CreatedAt.Equal(was.CreatedAt) {
+			return fmt.Errorf("%w: %s, that this agent came to", tenant.ErrNotFound, name)
+		}
+		return nil
+	}
 }
 
 // ByToken implements konnectivity.Nodes.
 func (k *konnectivityAgents) ByToken(ctx context.Context, name, token string) (konnectivity.Identity, error) {
-	cfg := k.b.cfg.Konnectivity
+	cfg, same := k.b.cfg.Konnectivity, k.same(name)
 	who, err := enroll.ReviewToken(ctx, k.clients, name, token, cfg.Audience)
 	switch {
 	case errors.Is(err, enroll.ErrTokenUnknown):
@@ -131,7 +148,12 @@ func (k *konnectivityAgents) ByToken(ctx context.Context, name, token string) (k
 	case pki.ValidNode(who.Node) != nil:
 		return konnectivity.Identity{}, refuse("the token's node %.80q has no valid name", who.Node)
 	}
-	still := func() error { return k.notRevoked(k.b.eventsCtx, name, who.Node) }
+	still := func() error {
+		if err := same(); err != nil {
+			return err
+		}
+		return k.notRevoked(k.b.eventsCtx, name, who.Node)
+	}
 	if err := k.notRevoked(ctx, name, who.Node); err != nil {
 		if errors.Is(err, enroll.ErrRevoked) {
 			k.refused(who.User, name, who.Node, err.Error())
@@ -159,7 +181,7 @@ func (k *konnectivityAgents) notRevoked(ctx context.Context, name, node string) 
 // Whereabouts implements konnectivity.Nodes.
 func (k *konnectivityAgents) Whereabouts(ctx context.Context, name string, id konnectivity.Identity) (konnectivity.Whereabouts, error) {
 	addresses, port, err := enroll.NodeAddresses(ctx, k.clients, name, id.Node, id.UID)
-	if errors.Is(err, enroll.ErrNodeGone) {
+	if errors.Is(err, enroll.ErrNodeGone) || errors.Is(err, tenant.ErrNotFound) {
 		return konnectivity.Whereabouts{}, fmt.Errorf("%w: %w", konnectivity.ErrNoNode, err)
 	}
 	return konnectivity.Whereabouts{Addresses: addresses, KubeletPort: port}, err
@@ -185,21 +207,23 @@ func (k *konnectivityAgents) enter(s *konnectivity.Session) (leave func(), err e
 	}
 	out := b.board.EnterAgent(name, node, s, switchboard.AgentInfo{
 		RemoteAddr: s.RemoteAddr().String(), Addresses: s.Addresses(), Stats: s.Stats, Close: s.Close,
-		Still: func() (wire.Code, error) {
-			// A tenant that was removed while its agent came in is seen here: who removes it cuts what is entered.
-			if _, ok := b.tenants.Get(name); !ok {
-				return wire.Revoked, fmt.Errorf("%w: %s", tenant.ErrNotFound, name)
-			}
-			if err := s.Still(); err != nil {
-				code, told := refusal(err)
-				if code != wire.Unavailable { // what can't be looked up now, stays
-					return code, errors.New(told)
-				}
-			}
-			return wire.OK, nil
-		},
+		// A tenant that was removed while its agent came in is seen here: who removes it cuts what is entered.
+		Still: func() (wire.Code, error) { return agentMayStay(s.Still()) },
 	})
 	return func() { out(); detach() }, nil
+}
+
+// agentMayStay is what is to be done with an agent after its Still: what can't be looked up now, stays.
+func agentMayStay(err error) (wire.Code, error) {
+	if errors.Is(err, tenant.ErrNotFound) {
+		return wire.Revoked, err
+	}
+	if err != nil {
+		if code, told := refusal(err); code != wire.Unavailable {
+			return code, errors.New(told)
+		}
+	}
+	return wire.OK, nil
 }
 
 // agentSuffix is what the route of a node's agent has after the node's name: it must not be taken for the route of

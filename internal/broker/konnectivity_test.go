@@ -16,6 +16,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/kubetest"
 )
 
 // agentConn connects as an agent of konnectivity does, and sends what it sends first.
@@ -45,6 +46,17 @@ func agentConn(t *testing.T, r *running, roots *x509.CertPool, name, token strin
 	return c, err
 }
 
+// knowAgent has a stand-in for an API server know node edge-1, and the token "good" of the agent on it.
+func knowAgent(api *kubetest.Server) {
+	api.Put("/api/v1/nodes/edge-1", `{"metadata":{"name":"edge-1","uid":"u"},"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.7"}]}}`)
+	api.Review("good", authenticationv1.TokenReviewStatus{
+		Authenticated: true, Audiences: []string{"system:konnectivity-server"},
+		User: authenticationv1.UserInfo{Username: "system:serviceaccount:kube-system:konnectivity-agent", Extra: map[string]authenticationv1.ExtraValue{
+			"authentication.kubernetes.io/node-name": {"edge-1"}, "authentication.kubernetes.io/node-uid": {"u"},
+		}},
+	})
+}
+
 // TestKonnectivityAgents: the front leads agents by their tenant's name to where they are known by their token, as what it says and
 // nothing else; who is removed is cut. With the stock agent: TestKonnectivityAgent (e2e).
 func TestKonnectivityAgents(t *testing.T) {
@@ -53,13 +65,7 @@ func TestKonnectivityAgents(t *testing.T) {
 	})
 	api := r.addTenant(t, "acme")
 	r.addTenant(t, "globex")
-	api.Put("/api/v1/nodes/edge-1", `{"metadata":{"name":"edge-1","uid":"u"},"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.7"}]}}`)
-	api.Review("good", authenticationv1.TokenReviewStatus{
-		Authenticated: true, Audiences: []string{"system:konnectivity-server"},
-		User: authenticationv1.UserInfo{Username: "system:serviceaccount:kube-system:konnectivity-agent", Extra: map[string]authenticationv1.ExtraValue{
-			"authentication.kubernetes.io/node-name": {"edge-1"}, "authentication.kubernetes.io/node-uid": {"u"},
-		}},
-	})
+	knowAgent(api)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(r.issueEgress(t, "acme").CA))
 

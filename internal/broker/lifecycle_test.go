@@ -28,6 +28,13 @@ func startPair(t *testing.T) [2]*running { return startPairWith(t) }
 
 func startPairWith(t *testing.T, options ...func(*config.Broker)) [2]*running {
 	t.Helper()
+	_, run := openStore(t)
+	return [2]*running{startBrokerBy(t, t.TempDir(), run, options...), startBrokerBy(t, t.TempDir(), run, options...)}
+}
+
+// openStore opens a store of the test's; run is for startBrokerBy.
+func openStore(t *testing.T) (st *store.Store, run func(context.Context, *config.Broker, *slog.Logger) error) {
+	t.Helper()
 	st, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -37,13 +44,12 @@ func startPairWith(t *testing.T, options ...func(*config.Broker)) [2]*running {
 			t.Error(err)
 		}
 	})
-	run := func(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
+	return st, func(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
 		if err := runOver(ctx, cfg, log, st); ctx.Err() == nil {
 			return err
 		}
 		return nil
 	}
-	return [2]*running{startBrokerBy(t, t.TempDir(), run, options...), startBrokerBy(t, t.TempDir(), run, options...)}
 }
 
 // line is a box's past.

@@ -118,13 +118,9 @@ func (n *networks) tell(l *listener) {
 func (b *broker) learnNetworks(ctx context.Context, g *errgroup.Group) {
 	learner := cluster.New(cluster.Config{Board: b.board, Tell: b.networks.set, NewClient: enroll.NewClient, Health: b.health, Logger: b.log})
 	learning := enroll.NewManager(b.tenants, "learning of the tenant's network", learner.Run, b.log)
-	g.Go(func() error {
-		defer b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) {
-			if deleted {
-				b.board.ForgetCluster(t.Name)
-				b.networks.forget(t.Name)
-			}
-		})()
-		return learning.Run(ctx)
-	})
+	learning.Gone = func(t tenant.Tenant) { // no sooner, for what goes on learning would bring it back
+		b.board.ForgetCluster(t.Name)
+		b.networks.forget(t.Name)
+	}
+	g.Go(func() error { return learning.Run(ctx) })
 }

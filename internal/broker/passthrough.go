@@ -38,14 +38,17 @@ func (b *broker) newFront(enrolment *connListener, agents *konnectivityAgents) *
 	})
 }
 
-// cutRemoved cuts what is passed on to a tenant that is removed, also where another of its name has come so soon that its
-// going was not seen. What else changes of a tenant cuts nothing.
-func (b *broker) cutRemoved() (cancel func()) {
+// cutRemoved cuts what is passed on to a tenant that is removed. What else changes of a tenant cuts nothing.
+func (b *broker) cutRemoved() (cancel func()) { return b.whenRemoved(b.front.Forget) }
+
+// whenRemoved calls removed for each tenant that is removed, also where another of its name has come so soon that its going
+// was not seen.
+func (b *broker) whenRemoved(removed func(name string)) (cancel func()) {
 	created := map[string]time.Time{}
 	return b.tenants.Subscribe(func(t tenant.Tenant, deleted bool) {
 		was, known := created[t.Name]
 		if deleted || known && !was.Equal(t.CreatedAt) {
-			b.front.Forget(t.Name)
+			removed(t.Name)
 		}
 		if created[t.Name] = t.CreatedAt; deleted {
 			delete(created, t.Name)

@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/config"
-	"github.com/mooring-edge/mooring/internal/store"
 	"github.com/mooring-edge/mooring/internal/tenant"
 )
 
@@ -158,21 +157,7 @@ func stream(c *tls.Conn, seed byte, stop <-chan struct{}) (int64, error) {
 // startOverStore starts a broker with a front's domain, over a store that the test has too.
 func startOverStore(t *testing.T, options ...func(*config.Broker)) (*running, *tenant.Registry) {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	run := func(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
-		if err := runOver(ctx, cfg, log, st); ctx.Err() == nil {
-			return err
-		}
-		return nil
-	}
+	st, run := openStore(t)
 	r := startBrokerBy(t, t.TempDir(), run, append(options, func(c *config.Broker) { c.Front.Domain = frontDomain })...)
 	records := tenant.NewRegistry(st, slog.New(slog.DiscardHandler)) // for writing alone
 	records.Domain = frontDomain

@@ -140,7 +140,8 @@ func (b *Board) unseat(p place) {
 	}
 }
 
-// Recheck asks again whether a node's live session may go on, and closes it if not. It returns when that is done.
+// Recheck asks again whether a node's live session and agents may go on, and closes those that may not; for node "" it asks
+// of all agents of the tenant. It returns when that is done.
 func (b *Board) Recheck(tenant, node string) {
 	for _, s := range b.all(place{tenant, node}) {
 		b.mu.RLock()
