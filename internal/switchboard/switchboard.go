@@ -44,6 +44,8 @@ type Board struct {
 	agents   map[string]map[string][]*agentEntry // tenant -> node -> oldest first; beside the sessions
 	// former are the sessions that another took over from and whose streams go on. Each node has one at most.
 	former map[place]*tunnel.Session
+	// retired are those that a session at another broker took over from: of each node the last that was asked here.
+	retired map[place]*tunnel.Session
 	// addresses are the names of a tenant's nodes by the addresses that their sessions attest.
 	addresses map[string]map[netip.Addr]map[string]bool
 	clusters  map[string]*cluster // by tenant
@@ -61,7 +63,7 @@ func New(cfg Config) *Board {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	b := &Board{
-		log: cfg.Logger, elsewhere: cfg.Elsewhere, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{},
+		log: cfg.Logger, elsewhere: cfg.Elsewhere, sessions: map[string]map[string]*tunnel.Session{}, former: map[place]*tunnel.Session{}, retired: map[place]*tunnel.Session{},
 		agents: map[string]map[string][]*agentEntry{}, addresses: map[string]map[netip.Addr]map[string]bool{}, clusters: map[string]*cluster{},
 		still: map[*tunnel.Session]func() (wire.Code, error){}, gone: make(chan struct{}),
 	}
@@ -118,18 +120,13 @@ func (b *Board) check(s *tunnel.Session, p place, log *slog.Logger, still func()
 // retire has a session that another broker's took over from asked no more: what runs on it goes on. The node is found where it is now.
 func (b *Board) retire(s *tunnel.Session, p place) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.sessions[p.tenant][p.node] != s {
-		b.mu.Unlock()
 		return
 	}
 	b.unlist(s, p)
 	b.unseat(p)
-	older := b.former[p]
-	b.former[p] = s
-	b.mu.Unlock()
-	if older != nil {
-		older.Close(wire.Superseded, "a newer session of this node took over")
-	}
+	b.retired[p] = s
 }
 
 // unseat leaves a node without a session that is asked. b.mu is held.
@@ -156,12 +153,12 @@ func (b *Board) Recheck(tenant, node string) {
 	}
 }
 
-// all are a node's sessions: the one that is asked, and the one that it took over from.
+// all are a node's sessions: the one that is asked, and those that were taken over from.
 func (b *Board) all(p place) []*tunnel.Session {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	var all []*tunnel.Session
-	for _, s := range []*tunnel.Session{b.sessions[p.tenant][p.node], b.former[p]} {
+	for _, s := range []*tunnel.Session{b.sessions[p.tenant][p.node], b.retired[p], b.former[p]} {
 		if s != nil {
 			all = append(all, s)
 		}
@@ -186,8 +183,12 @@ func (b *Board) put(s *tunnel.Session, p place, still func() (wire.Code, error))
 		nodes = map[string]*tunnel.Session{}
 		b.sessions[p.tenant] = nodes
 	}
-	old = nodes[p.node]
-	b.unlist(old, p)
+	if old = nodes[p.node]; old != nil {
+		b.unlist(old, p)
+	} else { // the node was at another broker meanwhile
+		old = b.retired[p]
+		delete(b.retired, p)
+	}
 	nodes[p.node] = s
 	b.list(s, p)
 	if old == nil || !s.PeerHello().Handover {
@@ -204,8 +205,10 @@ func (b *Board) remove(s *tunnel.Session, p place) {
 	delete(b.still, s)
 	close(b.gone)
 	b.gone = make(chan struct{})
-	if b.former[p] == s {
-		delete(b.former, p)
+	for _, m := range []map[place]*tunnel.Session{b.former, b.retired} {
+		if m[p] == s {
+			delete(m, p)
+		}
 	}
 	if b.sessions[p.tenant][p.node] != s {
 		return
@@ -271,9 +274,11 @@ func (b *Board) every(tenant string) []*tunnel.Session {
 			all = slices.AppendSeq(all, maps.Values(nodes))
 		}
 	}
-	for p, s := range b.former {
-		if tenant == "" || p.tenant == tenant {
-			all = append(all, s)
+	for _, m := range []map[place]*tunnel.Session{b.former, b.retired} {
+		for p, s := range m {
+			if tenant == "" || p.tenant == tenant {
+				all = append(all, s)
+			}
 		}
 	}
 	return all
