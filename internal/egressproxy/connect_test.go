@@ -144,11 +144,15 @@ func TestAlwaysAnswered(t *testing.T) {
 	}
 	answered := make(chan answer, 1)
 	go func() {
+		defer close(answered) // also where connect ends the goroutine with the test
 		c, br, r := f.connect(t, "echo:1")
 		answered <- answer{c, br, r}
 	}()
 	f.broker.start(t, f.broker.addr)
 	a := <-answered
+	if a.r == nil {
+		t.Fatal("no answer")
+	}
 	if a.r.StatusCode != 200 {
 		t.Fatalf("answer %q", a.r.Status)
 	}

@@ -80,6 +80,7 @@ func prepare(t *testing.T) *fixture {
 
 func (f *fixture) run(t *testing.T, options ...func(*Config)) {
 	t.Helper()
+	f.logs = &logBuffer{more: make(chan struct{})} // what an earlier one said is not this one's
 	cfg := Config{
 		Dir: f.dir, Socket: f.socket, Transport: tunnel.TransportTCP, lookInterval: 20 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(f.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
