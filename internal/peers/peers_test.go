@@ -418,7 +418,7 @@ func TestTargets(t *testing.T) {
 
 // FuzzForwardTarget: what is taken of another broker's target says the same when it is said again.
 func FuzzForwardTarget(f *testing.F) {
-	for _, s := range []string{"acme/edge-1/:10250", "acme/edge-1/[fd00::1]:443", "a/b/c/d:1", "//:", "a/b/[:1"} {
+	for _, s := range []string{"acme/edge-1/:10250", "acme/edge-1/[fd00::1]:443", "a/b/c/d:1", "//:", "a/b/[:1", "0/1/[1]:0"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -433,7 +433,9 @@ func FuzzForwardTarget(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if a, b, c, err := parseTarget(again); err != nil || a != tenant || b != node || !strings.EqualFold(c, addr) {
+		host, port, _ := net.SplitHostPort(addr) // which knows "[x]:1" and "x:1" for the same
+		a, b, c, err := parseTarget(again)
+		if h, p, splitErr := net.SplitHostPort(c); err != nil || splitErr != nil || a != tenant || b != node || !strings.EqualFold(h, host) || p != port {
 			t.Fatalf("%q: %q %q %q, again %q: %q %q %q, %v", s, tenant, node, addr, again, a, b, c, err)
 		}
 	})
