@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
@@ -284,6 +285,9 @@ func parseTarget(t string) (tenant, node, addr string, err error) {
 	node, addr, more := strings.Cut(rest, "/")
 	if !ok || !more || tenant == "" || node == "" {
 		return "", "", "", fmt.Errorf("target %.100q is not tenant/node/host:port", t)
+	}
+	if err := errors.Join(pki.ValidTenant(tenant), pki.ValidNode(node)); err != nil {
+		return "", "", "", err
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || port == "" {

@@ -418,7 +418,7 @@ func TestTargets(t *testing.T) {
 
 // FuzzForwardTarget: what is taken of another broker's target says the same when it is said again.
 func FuzzForwardTarget(f *testing.F) {
-	for _, s := range []string{"acme/edge-1/:10250", "acme/edge-1/[fd00::1]:443", "a/b/c/d:1", "//:", "a/b/[:1", "0/1/[1]:0"} {
+	for _, s := range []string{"acme/edge-1/:10250", "acme/edge-1/[fd00::1]:443", "a/b/c/d:1", "//:", "a/b/[:1", "0/1/[1]:0", "0/[/:0"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
