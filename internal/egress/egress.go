@@ -25,6 +25,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/tracing"
+	"github.com/mooring-edge/mooring/internal/underway"
 )
 
 // Dialer reaches an address as a tenant's API server knows it, e.g. "edge-1:10250". A refusal is a
@@ -66,7 +67,7 @@ type Server struct {
 	cfg      Config
 	requests *requests
 	refusals refusals
-	open     openDials
+	open     underway.Count
 }
 
 // New makes a Server; it starts nothing.
@@ -129,7 +130,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// What is answered here and not by the splice is the last of its connection, which would idle unbounded.
 	w.Header().Set("Connection", "close")
-	defer s.open.begin()()
+	defer s.open.Begin()()
 	v := s.decide(r)
 	switch {
 	case errors.Is(v.err, errMethod):

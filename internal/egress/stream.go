@@ -17,7 +17,7 @@ func (s *Server) ServeStream(ctx context.Context, session *tunnel.Session, r *tu
 		_ = r.Refuse(wire.BadRequest, "an API server may ask for connections to its nodes only")
 		return
 	}
-	defer s.open.begin()()
+	defer s.open.Begin()()
 	v := s.decideStream(ctx, session, r)
 	if v.err != nil {
 		_ = r.Refuse(v.code, reason(v.err))

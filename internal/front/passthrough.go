@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/internal/underway"
 )
 
 // Upstreams is where names lead; *tenant.Registry.
@@ -56,11 +57,10 @@ type lines struct {
 	log   *slog.Logger
 	open  *prometheus.GaugeVec
 	total *prometheus.CounterVec
+	all   underway.Count
 
 	mu      sync.Mutex // guards the following
 	tenants map[string]*tenantLines
-	n       int
-	idle    chan struct{} // closed when n falls to 0; nil if nobody waits
 }
 
 // tenantLines are those of one tenant, from its first to its last.
@@ -204,26 +204,23 @@ func (l *lines) enter(to destination, remote net.Addr) (cut context.Context, lea
 		}
 		return nil, nil, errTenantFull
 	}
-	t.n, l.n = t.n+1, l.n+1
+	t.n++
+	end := l.all.Begin()
 	l.open.WithLabelValues(to.tenant).Set(float64(t.n))
-	leave = sync.OnceFunc(func() { out(); l.leave(to.tenant, t) })
+	leave = sync.OnceFunc(func() { out(); l.leave(to.tenant, t); end() })
 	return t.ctx, leave, nil
 }
 
 func (l *lines) leave(tenant string, t *tenantLines) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t.n, l.n = t.n-1, l.n-1
+	t.n--
 	if l.tenants[tenant] == t { // else it is another of the same name by now
 		if l.open.WithLabelValues(tenant).Set(float64(t.n)); t.n == 0 {
 			l.open.DeleteLabelValues(tenant)
 			delete(l.tenants, tenant)
 			t.cut(nil)
 		}
-	}
-	if l.n == 0 && l.idle != nil {
-		close(l.idle)
-		l.idle = nil
 	}
 }
 
@@ -242,27 +239,7 @@ func (s *Server) Forget(tenant string) {
 }
 
 // Passing is how many connections are passed on.
-func (s *Server) Passing() int {
-	s.lines.mu.Lock()
-	defer s.lines.mu.Unlock()
-	return s.lines.n
-}
+func (s *Server) Passing() int { return s.lines.all.N() }
 
 // WaitIdle returns when no connection is passed on any more, or ctx has ended.
-func (s *Server) WaitIdle(ctx context.Context) {
-	l := s.lines
-	l.mu.Lock()
-	if l.n == 0 {
-		l.mu.Unlock()
-		return
-	}
-	if l.idle == nil {
-		l.idle = make(chan struct{})
-	}
-	idle := l.idle
-	l.mu.Unlock()
-	select {
-	case <-idle:
-	case <-ctx.Done():
-	}
-}
+func (s *Server) WaitIdle(ctx context.Context) { s.lines.all.WaitIdle(ctx) }

@@ -50,6 +50,7 @@ var layer = map[string]int{
 	"internal/audit":       10,
 	"internal/strangers":   10,
 	"internal/proxyproto":  10,
+	"internal/underway":    10,
 	"internal/hostnet":     10,
 	"internal/layers":      0,
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/splice"
+	"github.com/mooring-edge/mooring/internal/underway"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
@@ -51,13 +52,12 @@ type Links struct {
 	cfg      LinksConfig
 	session  tunnel.Config
 	acceptor *tunnel.Acceptor
+	serving  underway.Count // connections that were handed on to this broker
 
 	mu      sync.Mutex // guards the following
 	running context.Context
 	clients map[string]*link // by the broker's id
 	work    sync.WaitGroup
-	serving int           // connections that were handed on to this broker
-	idle    chan struct{} // closed when serving becomes 0; nil: nobody waits
 }
 
 // link is the session to one broker.
@@ -239,7 +239,7 @@ func (l *Links) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.Re
 	if err != nil {
 		return
 	}
-	defer l.begin()()
+	defer l.serving.Begin()()
 	ctx, cancel := context.WithTimeout(tunnel.WithTrace(ctx, r.Trace), dialTimeout)
 	conn, err := l.cfg.Here.DialHere(ctx, tenant, node, addr)
 	cancel()
@@ -299,35 +299,5 @@ func parseTarget(t string) (tenant, node, addr string, err error) {
 	return tenant, node, addr, nil
 }
 
-// begin counts a connection that is handed on to this broker, until end.
-func (l *Links) begin() (end func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.serving++
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if l.serving--; l.serving == 0 && l.idle != nil {
-			close(l.idle)
-			l.idle = nil
-		}
-	}
-}
-
 // WaitIdle returns when nothing is handed on to this broker's nodes, or ctx has ended.
-func (l *Links) WaitIdle(ctx context.Context) {
-	l.mu.Lock()
-	if l.serving == 0 {
-		l.mu.Unlock()
-		return
-	}
-	if l.idle == nil {
-		l.idle = make(chan struct{})
-	}
-	idle := l.idle
-	l.mu.Unlock()
-	select {
-	case <-idle:
-	case <-ctx.Done():
-	}
-}
+func (l *Links) WaitIdle(ctx context.Context) { l.serving.WaitIdle(ctx) }
