@@ -28,6 +28,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/front"
 	"github.com/mooring-edge/mooring/internal/hostsfile"
+	"github.com/mooring-edge/mooring/internal/listen"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/store"
 	"github.com/mooring-edge/mooring/internal/strangers"
@@ -282,7 +283,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	enrolSrv.TLSConfig = b.serverTLS(pki.ServerOptions{Clients: pki.ClientUnverified, NextProtos: []string{enrollapi.ALPN}}, pki.RoleNode)
 	// One connection, one request: it counts as a stranger's until it is closed, that is answered.
 	enrolSrv.SetKeepAlivesEnabled(false)
-	enrolConns := newConnListener(ln.tcp.Addr())
+	enrolConns := listen.NewHanded(ln.tcp.Addr())
 
 	agents := b.newKonnectivity(ln.tcp.Addr())
 	b.front = b.newFront(enrolConns, agents)

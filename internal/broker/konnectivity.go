@@ -15,6 +15,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/enroll"
 	"github.com/mooring-edge/mooring/internal/front"
 	"github.com/mooring-edge/mooring/internal/konnectivity"
+	"github.com/mooring-edge/mooring/internal/listen"
 	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/internal/switchboard"
 	"github.com/mooring-edge/mooring/internal/tenant"
@@ -26,7 +27,7 @@ import (
 type konnectivityAgents struct {
 	b      *broker
 	zone   string
-	conns  *connListener
+	conns  *listen.Handed
 	server *konnectivity.Server
 	// clients are others than those that the broker works with, so that strangers' tokens do not use up their rate.
 	clients *enroll.Clients
@@ -37,7 +38,7 @@ func (b *broker) newKonnectivity(addr net.Addr) *konnectivityAgents {
 	if !cfg.Enabled {
 		return nil
 	}
-	k := &konnectivityAgents{b: b, zone: cfg.Zone(b.cfg.Front.Domain), conns: newConnListener(addr), clients: enroll.NewClients(b.tenants, nil)}
+	k := &konnectivityAgents{b: b, zone: cfg.Zone(b.cfg.Front.Domain), conns: listen.NewHanded(addr), clients: enroll.NewClients(b.tenants, nil)}
 	t := b.cfg.Tunnel
 	k.server = konnectivity.New(konnectivity.Config{
 		TLS:    b.serverTLS(pki.ServerOptions{Clients: pki.ClientOptional, NextProtos: []string{"h2"}}, pki.RoleNode),
@@ -55,7 +56,7 @@ func (k *konnectivityAgents) routes() []front.NamedRoute {
 		return nil
 	}
 	return []front.NamedRoute{{
-		Route: front.Route{Protocol: "h2", Serve: k.conns.hand},
+		Route: front.Route{Protocol: "h2", Serve: k.conns.Hand},
 		Name:  func(name string) bool { _, ok := k.tenant(name); return ok },
 		As:    "konnectivity",
 	}}

@@ -9,13 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
-	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/mooring-edge/mooring/internal/listen"
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
@@ -112,23 +108,14 @@ func (ln *listeners) close() {
 	}
 }
 
-// listenUnix opens a socket for its owner alone. The store's lock, taken before, says that no other
-// broker of this data directory runs, so what lies at the path is a dead one's.
+// listenUnix opens the admin socket. The store's lock, taken before, says that no other broker of this data directory runs, so
+// who answers at the path is one of another's.
 func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
+	l, err := listen.Unix(path)
+	if errors.Is(err, listen.ErrAnswered) {
 		return nil, fmt.Errorf("%s: another broker answers there", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	// Made with its final mode: a chmod afterwards would leave a moment in which others can connect.
-	old := unix.Umask(0o177)
-	defer unix.Umask(old)
-	return net.Listen("unix", path)
+	return l, err
 }
 
 func httpServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
@@ -192,42 +179,3 @@ func untilDone(ctx context.Context, srv *http.Server, serve func() error) error 
 	}
 	return err
 }
-
-// connListener is the net.Listener over which the front hands connections to an http.Server.
-type connListener struct {
-	addr  net.Addr
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newConnListener(addr net.Addr) *connListener {
-	return &connListener{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-// hand passes a connection on; it is the server's from then on.
-func (l *connListener) hand(ctx context.Context, c net.Conn) {
-	select {
-	case l.conns <- c:
-	case <-l.done:
-		c.Close()
-	case <-ctx.Done():
-		c.Close()
-	}
-}
-
-func (l *connListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *connListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-func (l *connListener) Addr() net.Addr { return l.addr }

@@ -6,13 +6,14 @@ import (
 
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/internal/front"
+	"github.com/mooring-edge/mooring/internal/listen"
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/tenant"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
 // newFront makes the public port on TCP: nodes and enrolment by protocol, tenants' API servers by name.
-func (b *broker) newFront(enrolment *connListener, agents *konnectivityAgents) *front.Server {
+func (b *broker) newFront(enrolment *listen.Handed, agents *konnectivityAgents) *front.Server {
 	cfg := b.cfg.Front
 	var balancers []netip.Prefix
 	for _, s := range cfg.ProxyProtocol.Trusted {
@@ -26,7 +27,7 @@ func (b *broker) newFront(enrolment *connListener, agents *konnectivityAgents) *
 	return front.New(front.Config{
 		Routes: []front.Route{
 			{Protocol: wire.ALPN, Serve: b.acceptor.ServeConn},
-			{Protocol: enrollapi.ALPN, Serve: enrolment.hand},
+			{Protocol: enrollapi.ALPN, Serve: enrolment.Hand},
 		},
 		Named: agents.routes(),
 		Passthrough: front.Passthrough{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/httpconnect"
+	"github.com/mooring-edge/mooring/internal/listen"
 	"github.com/mooring-edge/mooring/internal/splice"
 )
 
@@ -17,7 +18,7 @@ const maxHeader = 8 << 10
 type connKey struct{}
 
 // serveConnect answers CONNECT requests until ctx ends. What was answered by then is cut by the end of the tunnel's session.
-func (p *Proxy) serveConnect(ctx context.Context, l *handed) {
+func (p *Proxy) serveConnect(ctx context.Context, l *listen.Handed) {
 	var http1 http.Protocols
 	http1.SetHTTP1(true)
 	srv := &http.Server{

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
 
+	"github.com/mooring-edge/mooring/internal/listen"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -30,7 +31,7 @@ const (
 )
 
 // serveGRPC serves konnectivity's ProxyService until ctx ends, and returns when its calls have.
-func (p *Proxy) serveGRPC(ctx context.Context, l *handed) {
+func (p *Proxy) serveGRPC(ctx context.Context, l *listen.Handed) {
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxPacket),
 		grpc.MaxConcurrentStreams(maxCalls),

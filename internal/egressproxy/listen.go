@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/mooring-edge/mooring/internal/listen"
 )
 
 // firstBytes bounds how long a connection may take to say what it speaks, and then to ask.
@@ -21,25 +19,9 @@ const firstBytes = 10 * time.Second
 // enough to tell: the method is reserved. The rest is looked at by the server that takes the connection.
 const preface = "PRI "
 
-// listenUnix opens a socket for its owner alone. One that nobody answers at was left by somebody who was killed.
+// listenUnix opens the socket.
 func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("socket %s: another process answers there", path)
-	}
-	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
-		return nil, fmt.Errorf("socket %s: there is something else at that path", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	// Made with its final mode: a chmod afterwards would leave a moment in which others can connect.
-	old := unix.Umask(0o177)
-	defer unix.Umask(old)
-	l, err := net.Listen("unix", path)
+	l, err := listen.Unix(path)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
@@ -49,7 +31,7 @@ func listenUnix(path string) (net.Listener, error) {
 // serve takes connections until ctx ends, then closes l and all of them.
 func (p *Proxy) serve(ctx context.Context, l net.Listener) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	grpcConns, connectConns := newHanded(l.Addr()), newHanded(l.Addr())
+	grpcConns, connectConns := listen.NewHanded(l.Addr()), listen.NewHanded(l.Addr())
 	var servers, conns sync.WaitGroup
 	servers.Go(func() { p.serveGRPC(ctx, grpcConns) })
 	servers.Go(func() { p.serveConnect(ctx, connectConns) })
@@ -88,7 +70,7 @@ func (p *Proxy) serve(ctx context.Context, l net.Listener) error {
 }
 
 // take finds out what a connection speaks, hands it on, and returns when it is closed.
-func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns, connectConns *handed) {
+func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns, connectConns *listen.Handed) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	_ = conn.SetReadDeadline(time.Now().Add(firstBytes))
 	early, h2, err := sniff(conn)
@@ -105,7 +87,7 @@ func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns, connectConns
 	if h2 {
 		to = grpcConns
 	}
-	to.hand(ctx, c)
+	to.Hand(ctx, c)
 	<-c.closed
 }
 
@@ -155,45 +137,6 @@ func (c *sniffed) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return err
 }
-
-// handed is the listener of a server that is handed its connections.
-type handed struct {
-	addr  net.Addr
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newHanded(addr net.Addr) *handed {
-	return &handed{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-// hand passes a connection on; it is the server's from then on.
-func (l *handed) hand(ctx context.Context, c net.Conn) {
-	select {
-	case l.conns <- c:
-	case <-l.done:
-		c.Close()
-	case <-ctx.Done():
-		c.Close()
-	}
-}
-
-func (l *handed) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *handed) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-func (l *handed) Addr() net.Addr { return l.addr }
 
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)

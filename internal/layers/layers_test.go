@@ -51,6 +51,7 @@ var layer = map[string]int{
 	"internal/strangers":   10,
 	"internal/proxyproto":  10,
 	"internal/underway":    10,
+	"internal/listen":      10,
 	"internal/hostnet":     10,
 	"internal/layers":      0,
 
