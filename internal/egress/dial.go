@@ -81,7 +81,7 @@ func (s *Server) dial(ctx context.Context, c call) verdict {
 		d.open.End(err)
 	}
 
-	code, trace := codeOf(err), d.span.Trace()
+	code, trace := tunnel.CodeOf(err), d.span.Trace()
 	s.requests.observe(c.id.Tenant, code, took, trace)
 	for _, a := range [][2]string{
 		{"mooring.tenant", c.id.Tenant}, {"mooring.target", c.target}, {"mooring.outcome", code.String()},
@@ -126,21 +126,6 @@ func (s *Server) forbid(c call, err error) verdict {
 		"dial", trace.String(), "tenant", c.id.Tenant, "remote", c.source, "err", err)
 	s.refusals.record(c, wire.Denied, err, trace)
 	return verdict{trace: trace, code: wire.Denied, err: errors.New("a client certificate of an API server is needed: see `broker egress issue`")}
-}
-
-func codeOf(err error) wire.Code {
-	var refused *tunnel.RefusedError
-	switch {
-	case err == nil:
-		return wire.OK
-	case errors.As(err, &refused):
-		return refused.Code
-	case errors.Is(err, context.DeadlineExceeded):
-		return wire.DialTimeout
-	case errors.Is(err, context.Canceled):
-		return wire.Canceled
-	}
-	return wire.Unavailable
 }
 
 // newDials makes the histogram of dials.

@@ -34,7 +34,7 @@ func (p *Proxy) dial(ctx context.Context, protocol, target string) (remote, *slo
 	ctx, cancel := context.WithTimeout(tunnel.WithTrace(ctx, trace), dialTimeout)
 	defer cancel()
 	stream, err := p.open(ctx, target)
-	code := codeOf(err)
+	code := tunnel.CodeOf(err)
 	p.metrics.dialled(protocol, code, time.Since(started))
 	if err != nil {
 		log.Info("dial refused", "code", code.String(), "took", time.Since(started), "err", err)
@@ -58,21 +58,6 @@ func (p *Proxy) open(ctx context.Context, target string) (*tunnel.Stream, error)
 		return nil, &tunnel.RefusedError{Code: wire.Unavailable, Message: fmt.Sprintf("the egress proxy has no session to the broker at %s: %s", broker, p.whyDown())}
 	}
 	return p.client.Open(ctx, wire.KindDial, target)
-}
-
-func codeOf(err error) wire.Code {
-	var refused *tunnel.RefusedError
-	switch {
-	case err == nil:
-		return wire.OK
-	case errors.As(err, &refused):
-		return refused.Code
-	case errors.Is(err, context.DeadlineExceeded):
-		return wire.DialTimeout
-	case errors.Is(err, context.Canceled):
-		return wire.Canceled
-	}
-	return wire.Unavailable
 }
 
 // explain says why a dial failed. A code of the broker's or the node's says what it is by its text.

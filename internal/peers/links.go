@@ -246,10 +246,10 @@ func (l *Links) serveStream(ctx context.Context, s *tunnel.Session, r *tunnel.Re
 	log := l.cfg.Logger.With("tenant", tenant, "node", node, "dial", r.Trace.String(), "peer", s.RemoteAddr().String())
 	answer := wire.Answer{}
 	if err != nil {
-		answer = wire.Answer{Code: wire.DialTimeout, Message: "no answer in time"}
+		answer = wire.Answer{Code: tunnel.CodeOf(err), Message: err.Error()}
 		var refused *tunnel.RefusedError
 		if errors.As(err, &refused) {
-			answer = wire.Answer{Code: refused.Code, Message: refused.Message}
+			answer.Message = refused.Message // the code says the rest
 		}
 		log.Debug("refused another broker's dial", "target", addr, "err", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -161,6 +162,9 @@ func TestForward(t *testing.T) {
 		if addr == "edge-1:22" {
 			return nil, &tunnel.RefusedError{Code: wire.Denied, Message: "port 22 is not the kubelet's"}
 		}
+		if addr == "edge-1:23" {
+			return nil, fmt.Errorf("open: %w", &tunnel.ClosedError{Code: wire.HeartbeatLost, Message: "silent"})
+		}
 		return echo(ctx, tenant, node, addr)
 	})
 	a := w.broker(t, "a", nobody)
@@ -201,6 +205,12 @@ func TestForward(t *testing.T) {
 	_, err = a.links.Dial(t.Context(), r, "acme", "edge-1", "edge-1:22")
 	if !errors.As(err, &refused) || refused.Code != wire.Denied || !strings.Contains(refused.Message, "port 22") {
 		t.Errorf("refused by the node: %v", err)
+	}
+	// A session that ended meanwhile is no time limit: another node may be asked in this one's place. Seen failing with all that is no
+	// refusal told as timed out.
+	_, err = a.links.Dial(t.Context(), r, "acme", "edge-1", "edge-1:23")
+	if !errors.As(err, &refused) || refused.Code != wire.Unavailable || !strings.Contains(refused.Message, "silent") {
+		t.Errorf("the node's session ended: %v", err)
 	}
 	if _, err = a.links.Dial(t.Context(), r, "acme", "edge-1", strings.Repeat("x", 600)+":1"); !errors.As(err, &refused) || refused.Code != wire.BadRequest {
 		t.Errorf("too long: %v", err)

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -34,6 +35,23 @@ func (e *RefusedError) Timeout() bool { return e.Code == wire.DialTimeout }
 // Is makes errors.Is find os.ErrDeadlineExceeded in timeouts.
 func (e *RefusedError) Is(target error) bool {
 	return target == os.ErrDeadlineExceeded && e.Timeout()
+}
+
+// CodeOf says what a failed open comes to, for who hands the failure on: a refusal's own code, that of a time limit or of a caller
+// who gave up, and wire.Unavailable for all else, such as the end of the session. nil is wire.OK.
+func CodeOf(err error) wire.Code {
+	var refused *RefusedError
+	switch {
+	case err == nil:
+		return wire.OK
+	case errors.As(err, &refused):
+		return refused.Code
+	case errors.Is(err, context.DeadlineExceeded):
+		return wire.DialTimeout
+	case errors.Is(err, context.Canceled):
+		return wire.Canceled
+	}
+	return wire.Unavailable
 }
 
 // ClosedError says why a session ended. net.ErrClosed is in its chain.
