@@ -7,6 +7,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -223,6 +224,26 @@ func (m *Machine) Died() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.err
+}
+
+// Alive is ctx for as long as the machine is on: it ends when the machine goes off, with the reason as its cause.
+func (m *Machine) Alive(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	m.mu.Lock()
+	done := m.done
+	m.mu.Unlock()
+	if done == nil {
+		cancel(errors.New("the machine was never switched on"))
+		return ctx, func() {}
+	}
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-done:
+			cancel(cmp.Or(m.Died(), fmt.Errorf("the machine in %s was switched off", m.cfg.Dir)))
+		}
+	}()
+	return ctx, func() { cancel(context.Canceled) }
 }
 
 // expect says that what happens to QEMU is meant, and returns what to wait on; nil if the machine is off.

@@ -54,6 +54,8 @@ func TestMachine(t *testing.T) {
 	if err := m.PowerOn(); err == nil {
 		t.Error("it was switched on twice")
 	}
+	alive, stop := m.Alive(ctx)
+	defer stop()
 	mark, before := 0, m.Since()
 	for _, want := range []string{`^instance-id: i-1`, `local-hostname: edge-1`, `the-users-data: 1`, `SerialNumber: TEST-0001`, `^Reset with`} {
 		line, next, err := m.Console.Wait(ctx, mark, regexp.MustCompile(want))
@@ -63,10 +65,9 @@ func TestMachine(t *testing.T) {
 		}
 		mark, before = next, line.At
 	}
-	select {
-	case <-m.done:
-	case <-ctx.Done():
-		t.Fatal("it has not switched itself off")
+	<-alive.Done()
+	if err := context.Cause(alive); err == nil || err != m.Died() {
+		t.Errorf("the cause is %v, and Died says %v", err, m.Died())
 	}
 	if err := m.Died(); err == nil || !strings.Contains(err.Error(), "switched itself off") {
 		t.Errorf("it switched itself off, and Died says %v", err)
