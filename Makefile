@@ -63,7 +63,7 @@ race: ## Run the unit tests, and a small fleet in churn, with the race detector
 
 e2e: deps tools ## Run the end-to-end tests
 	@cd e2e && go run ./cmd/helm >/dev/null
-	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -v /edgeos$$) && go test -count=1 -v -timeout 70m .
+	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -v '/edgeos$$') && go test -count=1 -v -timeout 70m .
 
 image-test: deps kubernetes ## Boot the immutable image in QEMU: zero touch, updates, clones, 2 power cuts
 	cd e2e && go test -count=1 -v -timeout 60m ./edgeos
