@@ -139,8 +139,8 @@ func (m *Machine) argv() []string {
 		argv = append(argv, "-smbios", "type=1,manufacturer=Mooring,product=edge,serial="+m.cfg.Serial)
 	}
 	if m.cfg.Image != "" {
-		// What the guest has flushed is in this machine's page cache, which outlives QEMU: a power cut loses no more than on a
-		// disk that keeps its word.
+		// A power cut loses what the guest has not written to the disk yet. What it has written, flushed or not, is in this
+		// machine's page cache, which outlives QEMU: so it is on a disk whose cache has a battery.
 		argv = append(argv, "-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+m.Disk(),
 			"-device", "virtio-blk-pci,drive=disk,bootindex=1",
 			"-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile=")
