@@ -37,6 +37,9 @@ func newConsole() *Console { return &Console{more: make(chan struct{})} }
 // escape matches what terminals are told beside text: colours, the cursor's place.
 var escape = regexp.MustCompile("\x1b(\\[[0-9;=?]*[A-Za-z]|[()][A-Z0-9]|[=>78])")
 
+// animation matches the line that systemd draws anew twice a second while it waits for a job.
+var animation = regexp.MustCompile(`^\[[ *]{6}\] `)
+
 // read takes lines until there are no more.
 func (c *Console) read(from io.Reader) {
 	r := bufio.NewReaderSize(from, maxLine)
@@ -52,10 +55,10 @@ func (c *Console) read(from io.Reader) {
 }
 
 func (c *Console) add(text string) {
-	text = strings.TrimRight(escape.ReplaceAllString(text, ""), "\r\n")
+	text = strings.Trim(escape.ReplaceAllString(text, ""), "\r\n")
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if text == "" || len(c.lines) >= maxLines {
+	if text == "" || animation.MatchString(text) || len(c.lines) >= maxLines {
 		return
 	}
 	c.lines = append(c.lines, Line{time.Now(), text})

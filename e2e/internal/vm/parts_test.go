@@ -10,12 +10,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 )
 
 // TestConsole: lines come without the terminal's language, in pieces where they don't end, and Wait sees each once.
 func TestConsole(t *testing.T) {
 	c := newConsole()
-	c.read(strings.NewReader("\x1b[2J\x1b[01;01Hone\r\n\r\n[\x1b[0;32m  OK  \x1b[0m] two\r\nthree " + strings.Repeat("x", 2*maxLine) + "\nlast"))
+	c.read(strings.NewReader("\x1b[2J\x1b[01;01Hone\r\n\r\n[\x1b[0;32m  OK  \x1b[0m] two\r\n" +
+		"\r\r\x1b[K[   \x1b[0;31m*\x1b[0;1;31m*\x1b[0m\x1b[0;31m*\x1b[0m] Job dev/start running (13s / 1min 30s)\r\r\nthree " + strings.Repeat("x", 2*maxLine) + "\nlast"))
 	var got []string
 	for _, l := range c.From(0) {
 		got = append(got, l.Text[:min(len(l.Text), 10)])
@@ -32,20 +34,19 @@ func TestConsole(t *testing.T) {
 	if _, _, err := c.Wait(ctx, mark, regexp.MustCompile(`two`)); err == nil || !strings.Contains(err.Error(), `"last"`) {
 		t.Errorf("want an error that names the last line, got %v", err)
 	}
-	found := make(chan error, 1)
-	go func() {
-		_, _, err := c.Wait(t.Context(), c.Mark(), regexp.MustCompile(`^later$`))
-		found <- err
-	}()
-	for waiting := true; waiting; { // Wait may have taken its mark after any of them
+	synctest.Test(t, func(t *testing.T) {
+		c := newConsole()
+		found := make(chan error, 1)
+		go func() {
+			_, _, err := c.Wait(t.Context(), 0, regexp.MustCompile(`^later$`))
+			found <- err
+		}()
+		synctest.Wait() // it has seen that there is nothing
+		c.add("sooner\n")
+		synctest.Wait()
 		c.add("later\n")
-		select {
-		case err := <-found:
-			must(t, err)
-			waiting = false
-		default:
-		}
-	}
+		must(t, <-found)
+	})
 }
 
 // TestDisk: a disk is as large as asked, takes no more space than what is in it, and is never smaller than its image.
