@@ -35,7 +35,7 @@ type Console struct {
 func newConsole() *Console { return &Console{more: make(chan struct{})} }
 
 // escape matches what terminals are told beside text: colours, the cursor's place.
-var escape = regexp.MustCompile("\x1b(\\[[0-9;=?]*[A-Za-z]|[()][A-Z0-9]|[=>78])")
+var escape = regexp.MustCompile("\x1b(\\[[0-9;=?!]*[A-Za-z]|\\][^\a]*\a|[()][A-Z0-9]|[=>78])")
 
 // animation matches the line that systemd draws anew twice a second while it waits for a job.
 var animation = regexp.MustCompile(`^\[[ *]{6}\] `)

@@ -16,7 +16,7 @@ import (
 // TestConsole: lines come without the terminal's language, in pieces where they don't end, and Wait sees each once.
 func TestConsole(t *testing.T) {
 	c := newConsole()
-	c.read(strings.NewReader("\x1b[2J\x1b[01;01Hone\r\n\r\n[\x1b[0;32m  OK  \x1b[0m] two\r\n" +
+	c.read(strings.NewReader("\x1b[!p\x1b]104\a\x1b[2J\x1b[01;01Hone\r\n\r\n[\x1b[0;32m  OK  \x1b[0m] two\r\n" +
 		"\r\r\x1b[K[   \x1b[0;31m*\x1b[0;1;31m*\x1b[0m\x1b[0;31m*\x1b[0m] Job dev/start running (13s / 1min 30s)\r\r\nthree " + strings.Repeat("x", 2*maxLine) + "\nlast"))
 	var got []string
 	for _, l := range c.From(0) {
