@@ -25,11 +25,11 @@ helm = $$(cd e2e && go run ./cmd/helm)
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build images manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
+.PHONY: help build images manifests test unit race e2e image-test image-power-cuts lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 	@echo
 	@echo 'Variables: FUZZTIME (now $(FUZZTIME)), FUZZ (now $(FUZZ)), AGENTS (now $(AGENTS)), CHURN (now $(CHURN)), VERSION (now $(VERSION)), MOORING_CACHE (now $(MOORING_CACHE)),'
 	@echo '           DEMO_ONCE=1 (end the demo after its last check), MOORING_E2E_KEEP=1 (keep a run'"'"'s directory)'
@@ -49,6 +49,8 @@ test: deps ## Run every test there is; fails if one had to be skipped
 	@MOORING_REQUIRE_ALL=1 $(MAKE) race
 	$(call say,end-to-end tests with a real Kubernetes, over QUIC and over TCP)
 	@MOORING_REQUIRE_ALL=1 $(MAKE) e2e
+	$(call say,the immutable image in QEMU)
+	@MOORING_REQUIRE_ALL=1 $(MAKE) image-test
 
 unit: ## Run the unit and conformance tests (seconds, no root)
 	go test ./...
@@ -61,7 +63,13 @@ race: ## Run the unit tests, and a small fleet in churn, with the race detector
 
 e2e: deps tools ## Run the end-to-end tests
 	@cd e2e && go run ./cmd/helm >/dev/null
-	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 70m .
+	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -v '/edgeos$$') && go test -count=1 -v -timeout 70m .
+
+image-test: deps kubernetes ## Boot the immutable image in QEMU: zero touch, updates, clones, 2 power cuts
+	cd e2e && go test -count=1 -v -timeout 60m ./edgeos
+
+image-power-cuts: deps kubernetes ## Cut the power of 20 boxes (MOORING_POWER_CUTS) while they boot and join for the first time
+	cd e2e && MOORING_POWER_CUTS=$${MOORING_POWER_CUTS:-20} go test -count=1 -v -timeout 150m -run 'TestEdgeOS/^(Start|Then)$$/PowerCuts' ./edgeos
 
 lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, manifests that are up to date
 	$(call say,gofmt)

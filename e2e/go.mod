@@ -9,6 +9,7 @@ replace github.com/mooring-edge/mooring => ../
 require (
 	github.com/mooring-edge/mooring v0.0.0-00010101000000-000000000000
 	github.com/prometheus/client_golang v1.25.0
+	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.49.0
 )
 

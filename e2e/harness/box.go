@@ -131,7 +131,7 @@ func (b *Box) PowerOn(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(b.disk, "images-imported")); err == nil {
 		return nil
 	}
-	archive, err := os.Open(b.Site.env.imageArchive()) // the box does not see the run's directory
+	archive, err := os.Open(b.Site.env.ImageArchive()) // the box does not see the run's directory
 	if err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func (e *Env) prepare(ctx context.Context, root string) error {
 	if err != nil {
 		return err
 	}
-	if err := image.Write(e.imageArchive(), busybox, splitLines(applets), e.Product("podapp")); err != nil {
+	if err := image.Write(e.ImageArchive(), busybox, splitLines(applets), e.Product("podapp")); err != nil {
 		return err
 	}
 	return e.startReaper()
@@ -139,7 +139,8 @@ func (e *Env) Product(name string) string { return filepath.Join(e.Dir(), "bin",
 // Tool is the path of a real component.
 func (e *Env) Tool(name string) string { return filepath.Join(e.kubernetes, name) }
 
-func (e *Env) imageArchive() string { return filepath.Join(e.Dir(), "images.tar") }
+// ImageArchive holds the images of the tests' pods, as package image makes them.
+func (e *Env) ImageArchive() string { return filepath.Join(e.Dir(), "images.tar") }
 
 // environ is the environment of everything that the run starts: none of the caller's settings.
 func (e *Env) environ() []string {

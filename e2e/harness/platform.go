@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ type Platform struct {
 	// BrokerExtra is appended to the broker's configuration, and HostsFile is its /etc/hosts, from its next start on; empty =
 	// none, and the machine's.
 	BrokerExtra, HostsFile string
+	// PublicEndpoint is the host:port by which nodes find the broker, from its next start on; empty = BrokerName, which the
+	// harness's boxes have in their hosts files.
+	PublicEndpoint string
 	// Konnectivity has the broker take agents of konnectivity, from its next start on.
 	Konnectivity bool
 
@@ -138,7 +142,7 @@ egress:
   publicEndpoint: https://%s
   hostsDir: %s
 drain: {grace: 8s}
-%s%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), net.JoinHostPort(BrokerName, BrokerPort), BrokerName, EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress), p.BrokerExtra)
+%s%s%s`, dir, dir, net.JoinHostPort(BrokerAddress, BrokerPort), cmp.Or(p.PublicEndpoint, net.JoinHostPort(BrokerName, BrokerPort)), BrokerName, EgressAddress, EgressAddress, p.hostsDir(), identity, p.shared(peerAddress), p.BrokerExtra)
 }
 
 // BrokerConfigPath is the broker's configuration file.

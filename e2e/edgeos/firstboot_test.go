@@ -1,0 +1,137 @@
+package edgeos
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// agentLimit is how long the agent may take from its start to the kubelet's, with its certificate: enrolment and TLS
+// bootstrap, under emulation.
+const agentLimit = 15 * time.Second
+
+// firstToken describes the token of the first two boxes.
+const firstToken = "the shops' boxes"
+
+// firstBoot: two boxes with the same disk and the same user-data are switched on and left alone. They become nodes, a pod runs on
+// each, and its logs come through the tunnel.
+func (s *suite) firstBoot(t *testing.T, r *row) {
+	var err error
+	s.bundle, err = s.userData(firstToken, 2)
+	must(t, err)
+	s.a, err = s.plug(siteA, serialA, s.images.raw("1"))
+	must(t, err)
+	s.b, err = s.plug(siteB, serialB, s.images.raw("1"))
+	must(t, err)
+	both := []*box{s.a, s.b}
+	for _, b := range both {
+		must(t, b.insert(s.bundle))
+		must(t, s.acme.Apply(s.ctx, fmt.Sprintf(service, b.pod(), b.node))) // it waits for its node
+	}
+	for _, b := range both {
+		must(t, b.PowerOn())
+	}
+	var wg sync.WaitGroup
+	ready, errs := make([]time.Duration, len(both)), make([]error, len(both))
+	for i, b := range both {
+		wg.Go(func() { ready[i], errs[i] = b.firstReady(s.ctx) })
+	}
+	wg.Wait()
+	for i, b := range both {
+		must(t, errs[i])
+		s.note(r, "%s Ready %.0f s after power-on", b.node, ready[i].Seconds())
+		s.toReady = max(s.toReady, ready[i])
+	}
+	for _, b := range both {
+		b.await(t, "the pod", 3*time.Minute, func(ctx context.Context) error { return s.acme.PodRunning(ctx, b.pod()) })
+		s.note(r, "its pod runs after %.0f s", b.since().Seconds())
+		out, err := s.acme.Kubectl(s.ctx, "logs", b.pod())
+		must(t, err)
+		b.boot = b.ask(t, "cat", bootID)
+		if want := "this is " + b.ask(t, "cat", "/etc/machine-id"); strings.TrimSpace(out) != want {
+			t.Errorf("the pod of %s says %q, want %q", b.node, out, want)
+		}
+	}
+	for i, b := range both {
+		all := append(steps(b.journal(t), b.kernelStart(t)), step{"Ready", ready[i]})
+		b.printSteps(all)
+		took := find(t, all, kubeletStarts) - find(t, all, agentStarts)
+		s.note(r, "%s: agent %.1f s", b.node, took.Seconds())
+		if took > agentLimit {
+			t.Errorf("the agent of %s took %s from its start to the kubelet's, want at most %s", b.node, took, agentLimit)
+		}
+		if certificate := find(t, all, "kubelet's certificate"); certificate > find(t, all, kubeletStarts) {
+			t.Errorf("the kubelet of %s was started before it had its certificate", b.node)
+		}
+	}
+	s.logf("where the boot's time goes:\n%s\n%s", s.a.alone(s.ctx, "systemd-analyze", "time"),
+		s.a.alone(s.ctx, "sh", "-c", "systemd-analyze blame --no-pager | head -15"))
+}
+
+// twoBoxes: what has to differ between two boxes of one image does, what has to be fixed is, and the disk was grown into.
+func (s *suite) twoBoxes(t *testing.T, r *row) {
+	ra, err := s.a.record(s.ctx)
+	must(t, err)
+	rb, err := s.b.record(s.ctx)
+	must(t, err)
+	if ra.KeyHash == "" || ra.KeyHash == rb.KeyHash {
+		t.Errorf("the boxes' keys are %q and %q", ra.KeyHash, rb.KeyHash)
+	}
+	ids := map[string]bool{}
+	for _, b := range []*box{s.a, s.b} {
+		id := b.ask(t, "cat", "/etc/machine-id")
+		if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(id) || ids[id] {
+			t.Errorf("the machine ID of %s is %q; before: %v", b.node, id, ids)
+		}
+		ids[id] = true
+		for _, path := range []string{"/usr/x", "/x"} {
+			if out, err := b.inside(s.ctx, "touch", path); err == nil || !strings.Contains(err.Error(), "Read-only file system") {
+				t.Errorf("touch %s on %s: want that the file system is read-only, got %q, %v", path, b.node, out, err)
+			}
+		}
+	}
+	var kib int64
+	_, err = fmt.Sscan(s.a.ask(t, "sh", "-c", "df --output=size /var | tail -1"), &kib)
+	must(t, err)
+	if kib < 4<<20 {
+		t.Errorf("/var has %d KiB of a disk of 8 GiB", kib)
+	}
+	s.note(r, "/var %.1f GiB of 8", float64(kib)/(1<<20))
+	token, err := s.token(firstToken)
+	must(t, err)
+	if len(token.UsedBy) != 2 {
+		t.Errorf("the token of two boxes was used by %v", token.UsedBy)
+	}
+}
+
+// noSecretLeft: what let the box in is in no log and on no console, and in no file that others than root may read.
+func (s *suite) noSecretLeft(t *testing.T, r *row) {
+	found := regexp.MustCompile(`token: "?([a-z0-9]+\.[a-z0-9]+)`).FindStringSubmatch(s.bundle)
+	if found == nil {
+		t.Fatal("the user-data has no token")
+	}
+	secret := found[1]
+	for _, l := range s.a.Console.From(0) {
+		if strings.Contains(l.Text, secret) {
+			t.Errorf("it is on the console: %s", l.Text)
+		}
+	}
+	if n := s.a.ask(t, "sh", "-c", "journalctl -q -o cat | grep -cF "+secret+" || true"); n != "0" {
+		t.Errorf("it is in the journal %s times", n)
+	}
+	// The whole path decides who can read a file: it is read as nobody.
+	files := s.a.ask(t, "sh", "-c", "grep -rlsF "+secret+" /etc /run /var/log /var/lib/cloud /var/lib/mooring /tmp || true")
+	for _, file := range strings.Fields(files) {
+		if _, err := s.a.inside(s.ctx, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", file); err == nil {
+			t.Errorf("everybody can read it in %s", file)
+		}
+		if strings.HasPrefix(file, "/var/log/") {
+			t.Errorf("it is in the log %s", file)
+		}
+	}
+	s.note(r, "files that root alone can read: %q", strings.Fields(files))
+}

@@ -1,0 +1,136 @@
+package edgeos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// defaultCuts is how many boxes lose power if MOORING_POWER_CUTS does not say.
+const defaultCuts = 2
+
+// number reads a number of the environment.
+func number(name string, otherwise uint64) (uint64, error) {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("environment variable %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// powerCuts: boxes lose power at random moments of their first boot and join, each once. Switched on again they become Ready, as one
+// node each, with the one use of their token. The time to Ready is divided into as many parts as there are cuts, so that few
+// cuts are spread as many are; where in its part a cut falls is random.
+func (s *suite) powerCuts(t *testing.T, r *row) {
+	cuts, err := number("MOORING_POWER_CUTS", defaultCuts)
+	must(t, err)
+	seed, err := number("MOORING_E2E_SEED", uint64(time.Now().UnixNano()))
+	must(t, err)
+	s.logf("MOORING_E2E_SEED=%d repeats these moments, as far as a machine does", seed)
+	random := rand.New(rand.NewPCG(seed, 6))
+	until := s.toReady
+	if until == 0 { // these tests were picked alone
+		until = s.uncut(t)
+		s.note(r, "left alone, Ready after %.0f s", until.Seconds())
+	}
+	part := until / time.Duration(max(cuts, 1))
+	moments := make(chan cut, cuts)
+	for i := range cuts {
+		moments <- cut{int(i) + 1, time.Duration(i)*part + time.Duration(random.Int64N(int64(part)))}
+	}
+	close(moments)
+	var wg sync.WaitGroup
+	errs := make([]error, len(cutSites))
+	for i, site := range cutSites {
+		wg.Go(func() {
+			for c := range moments {
+				if errs[i] = s.cutAt(r, site, c); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// cut is the moment, after power-on, at which the box of that number loses power.
+type cut struct {
+	number int
+	after  time.Duration
+}
+
+// newCutBox is a box that boots for the first time; it is off.
+func (s *suite) newCutBox(site string, number int) (*box, error) {
+	serial := fmt.Sprintf("CUT-%04d", number)
+	b, err := s.plug(site, serial, s.images.raw("1"))
+	if err != nil {
+		return nil, err
+	}
+	userData, err := s.userData(b.node, 1)
+	if err != nil {
+		return nil, err
+	}
+	return b, b.insert(userData)
+}
+
+// uncut is how long a box takes to Ready that nobody disturbs.
+func (s *suite) uncut(t *testing.T) time.Duration {
+	b, err := s.newCutBox(cutSites[0], 0)
+	must(t, err)
+	must(t, b.PowerOn())
+	took, err := b.firstReady(s.ctx)
+	must(t, err)
+	must(t, b.Close())
+	return took
+}
+
+// cutAt is one box's life.
+func (s *suite) cutAt(r *row, site string, c cut) error {
+	b, err := s.newCutBox(site, c.number)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if err := b.PowerOn(); err != nil {
+		return err
+	}
+	alive, cancel := b.Alive(s.ctx)
+	defer cancel()
+	select {
+	case <-time.After(c.after):
+	case <-alive.Done():
+		return context.Cause(alive)
+	}
+	b.PowerCut()
+	s.logf("    %s lost power after %.1f s; its last words:\n%s", b.node, c.after.Seconds(), b.tail(2))
+	if err := b.PowerOn(); err != nil {
+		return err
+	}
+	ctx, stop := b.Alive(s.ctx)
+	defer stop()
+	if _, err := s.env.Wait(ctx, b.node+" to be Ready", bootLimit, slowly(func(ctx context.Context) error {
+		return s.acme.NodeBack(ctx, b.node, b.Since())
+	})); err != nil {
+		return fmt.Errorf("power cut %d after %.1f s: %w (%w); the end of its console:\n%s", c.number, c.after.Seconds(), err, context.Cause(ctx), b.tail(40))
+	}
+	s.note(r, "cut after %.0f s, Ready %.0f s later", c.after.Seconds(), b.since().Seconds())
+	token, err := s.token(b.node)
+	if err == nil && len(token.UsedBy) != 1 {
+		err = fmt.Errorf("the token of %s was used by %v", b.node, token.UsedBy)
+	}
+	return err
+}
