@@ -25,7 +25,7 @@ helm = $$(cd e2e && go run ./cmd/helm)
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build images manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
+.PHONY: help build images packages packages-check manifests test unit race e2e lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -39,6 +39,12 @@ build: ## Build edge-agent and broker into bin/, stripped and static
 
 images: ## Make the images of broker and agent for each platform, in bin/images, with no container engine
 	@cd packaging/oci && go run . --version '$(VERSION)' --revision "$$(git rev-parse HEAD 2>/dev/null || true)"
+
+packages: ## Make the packages of broker and agent, deb and rpm for each platform, in bin/packages
+	@packaging/build --version '$(VERSION)'
+
+packages-check: ## Look whether packages are right: lintian, rpmlint, qemu-user, the same bytes twice
+	@packaging/check
 
 demo: deps kubernetes ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
 	@cd e2e && go build -o ../bin/demo ./cmd/demo
