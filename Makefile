@@ -55,6 +55,8 @@ test: deps ## Run every test there is; fails if one had to be skipped
 	@MOORING_REQUIRE_ALL=1 $(MAKE) race
 	$(call say,end-to-end tests with a real Kubernetes, over QUIC and over TCP)
 	@MOORING_REQUIRE_ALL=1 $(MAKE) e2e
+	$(call say,packages)
+	@$(MAKE) packages-check
 
 unit: ## Run the unit and conformance tests (seconds, no root)
 	go test ./...
@@ -67,7 +69,7 @@ race: ## Run the unit tests, and a small fleet in churn, with the race detector
 
 e2e: deps tools ## Run the end-to-end tests
 	@cd e2e && go run ./cmd/helm >/dev/null
-	cd e2e && go test -count=1 $$(go list ./... | tail -n +2) && go test -count=1 -v -timeout 70m .
+	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -v /packages$$) && go test -count=1 -v -timeout 20m ./packages && go test -count=1 -v -timeout 70m .
 
 lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, manifests that are up to date
 	$(call say,gofmt)
@@ -78,8 +80,9 @@ lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, m
 	cd bench && go mod tidy -diff
 	cd packaging/oci && go mod tidy -diff
 	cd packaging/tools && go mod tidy -diff
+	cd packaging/nfpm && go mod tidy -diff
 	$(call say,go vet and staticcheck)
-	go vet ./...
+	go vet ./... && go vet -tags man ./cmd/...
 	go tool staticcheck ./...
 	go build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	cd e2e && go vet ./... && ../bin/staticcheck ./...

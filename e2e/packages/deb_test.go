@@ -25,6 +25,7 @@ func (s *suite) brokerPackage(t *testing.T) {
 	m.healthy("installed, not configured")
 	m.state("edge-broker.service", "inactive", "installed, not configured")
 
+	m.exposure("edge-broker.service", 15)
 	m.sh(`sed -e 's/edge.example.com:443/` + "192.168.1.10:443" + `/' /usr/share/doc/edge-broker/examples/broker.yaml >/etc/mooring/broker.yaml && chmod 600 /etc/mooring/broker.yaml`)
 	m.sh("systemctl start edge-broker")
 	m.state("edge-broker.service", "active", "configured")
@@ -60,6 +61,9 @@ func (s *suite) debLifeCycle(t *testing.T) {
 		t.Errorf("status of an agent that is not there: %s", out)
 	}
 
+	m.exposure("edge-agent.service", 20)
+	m.exposure("edge-agent-seal.service", 11)
+
 	bundle, err := s.tenant.Token(s.ctx)
 	must(t, err)
 	m.sh(`printf '\n# mine\ntunnel: {transport: tcp}\n' >>` + agentYAML)
@@ -82,6 +86,14 @@ func (s *suite) debLifeCycle(t *testing.T) {
 	t.Run("Watchdog", func(t *testing.T) { s.watchdog(t, m) })
 	t.Run("Upgrade", func(t *testing.T) { s.upgrade(t, m, first) })
 	t.Run("RemoveAndPurge", func(t *testing.T) { s.removeAndPurge(t, m, first) })
+}
+
+// exposure checks a unit's sandbox against what docs/install-deb.md says of it, in tenths.
+func (m *machine) exposure(unit string, most int) {
+	m.t.Helper()
+	if out, err := m.Run(m.s.ctx, "systemd-analyze", "security", fmt.Sprintf("--threshold=%d", most), unit); err != nil {
+		m.t.Errorf("%s is more exposed than %d tenths: %s", unit, most, out)
+	}
 }
 
 // noneFalse waits until no condition is False.

@@ -1,3 +1,5 @@
+// What makes the packages: nfpm, which writes deb and rpm from one description. A module of its own, so that its requirements
+// weigh on nothing else; packaging/build builds it. Not v2.46 and later: they want modules that the proxy does not have.
 module github.com/mooring-edge/mooring/packaging/nfpm
 
 go 1.26.0
