@@ -25,7 +25,7 @@ helm = $$(cd e2e && go run ./cmd/helm)
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build images manifests test unit race e2e image-test image-power-cuts lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
+.PHONY: help build images packages packages-check image manifests test unit race e2e image-test image-power-cuts lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -40,6 +40,12 @@ build: ## Build edge-agent and broker into bin/, stripped and static
 images: ## Make the images of broker and agent for each platform, in bin/images, with no container engine
 	@cd packaging/oci && go run . --version '$(VERSION)' --revision "$$(git rev-parse HEAD 2>/dev/null || true)"
 
+packages: ## Make the packages of broker and agent, deb and rpm for each platform, in bin/packages
+	@packaging/build --version '$(VERSION)'
+
+packages-check: ## Look whether packages are right: lintian, rpmlint, qemu-user, the same bytes twice
+	@packaging/check
+
 demo: deps kubernetes ## A control plane, a broker and an edge node behind NAT, for real; stays up until Ctrl-C
 	@cd e2e && go build -o ../bin/demo ./cmd/demo
 	@exec bin/demo
@@ -49,6 +55,8 @@ test: deps ## Run every test there is; fails if one had to be skipped
 	@MOORING_REQUIRE_ALL=1 $(MAKE) race
 	$(call say,end-to-end tests with a real Kubernetes, over QUIC and over TCP)
 	@MOORING_REQUIRE_ALL=1 $(MAKE) e2e
+	$(call say,packages)
+	@$(MAKE) packages-check
 	$(call say,the immutable image in QEMU)
 	@MOORING_REQUIRE_ALL=1 $(MAKE) image-test
 
@@ -63,7 +71,7 @@ race: ## Run the unit tests, and a small fleet in churn, with the race detector
 
 e2e: deps tools ## Run the end-to-end tests
 	@cd e2e && go run ./cmd/helm >/dev/null
-	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -v '/edgeos$$') && go test -count=1 -v -timeout 70m .
+	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -vE '/(edgeos|packages)$$') && go test -count=1 -v -timeout 20m ./packages && go test -count=1 -v -timeout 70m .
 
 image-test: deps kubernetes ## Boot the immutable image in QEMU: zero touch, updates, clones, 2 power cuts
 	cd e2e && go test -count=1 -v -timeout 60m ./edgeos
@@ -80,8 +88,9 @@ lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, m
 	cd bench && go mod tidy -diff
 	cd packaging/oci && go mod tidy -diff
 	cd packaging/tools && go mod tidy -diff
+	cd packaging/nfpm && go mod tidy -diff
 	$(call say,go vet and staticcheck)
-	go vet ./...
+	go vet ./... && go vet -tags man ./cmd/...
 	go tool staticcheck ./...
 	go build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	cd e2e && go vet ./... && ../bin/staticcheck ./...

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"time"
 
@@ -22,8 +26,35 @@ const (
 // bundlePath is where edge-agent looks for its bundle if nobody tells it otherwise.
 const bundlePath = "/etc/mooring/join.yaml"
 
+// debPackage is where user-data has a plain Debian get edge-agent from; zero = the image has it.
+type debPackage struct {
+	url    string
+	sha256 string // hex
+}
+
+// check says what is wrong with what was given for a format.
+func (p debPackage) check(format string) error {
+	if p == (debPackage{}) {
+		return nil
+	}
+	u, err := url.Parse(p.url)
+	switch {
+	case format != formatCloudInit:
+		return fmt.Errorf("--package is for --format %s", formatCloudInit)
+	case p.url == "" || p.sha256 == "":
+		return errors.New("--package and --package-sha256 go together: a box installs nothing unseen (`sha256sum FILE` says it)")
+	case err != nil || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "file") || u.User != nil || !strings.HasSuffix(u.Path, ".deb") ||
+		strings.ContainsAny(p.url, " \t\r\n\"'\\`;"):
+		return fmt.Errorf("--package: want the URL (http, https, file) of a .deb, without user and password, got %q", p.url)
+	}
+	if sum, err := hex.DecodeString(p.sha256); err != nil || len(sum) != sha256.Size {
+		return fmt.Errorf("--package-sha256: want 64 hex digits, got %q", p.sha256)
+	}
+	return nil
+}
+
 // printBundle writes the join bundle; as YAML with a word to the person who will find the file.
-func printBundle(w io.Writer, format string, r admin.TokenResponse) error {
+func printBundle(w io.Writer, format string, r admin.TokenResponse, pkg debPackage) error {
 	if format == formatJSON {
 		return (&output{format: format}).print(w, r.Bundle, nil)
 	}
@@ -36,7 +67,7 @@ func printBundle(w io.Writer, format string, r admin.TokenResponse) error {
 	case formatText:
 		_, err = io.WriteString(w, textBundle(r, string(b)))
 	case formatCloudInit:
-		_, err = io.WriteString(w, cloudInit(r, bundle))
+		_, err = io.WriteString(w, cloudInit(r, bundle, pkg))
 	default:
 		_, err = io.WriteString(w, bundle)
 	}
@@ -69,29 +100,70 @@ func textBundle(r admin.TokenResponse, bundle string) string {
 	return fmt.Sprintf(`Enrolment token %s. %s.
 It is a secret, shown only now. Until it expires, `+"`broker token revoke %s`"+` ends it.
 
-1. On the box, put this into %s (owner root, mode 0600) and keep it there:
+1. On the box, put this into %s (owner root, mode 0600):
 
 %s
 2. On the box:  systemctl enable --now edge-agent
+   Once the box is enrolled the file is not needed any more; the packages remove it then (edge-agent seal).
 3. Here:  %s
 `, id, purpose(r), id, bundlePath, indent(bundle, "   "), next)
 }
 
-// cloudInit is a whole user-data for an image with edge-agent in it. The agent is started without waiting for it: it
-// may wait for an operator, and cloud-init would wait with it.
-func cloudInit(r admin.TokenResponse, bundle string) string {
+// cloudInit is a whole user-data, for an image with edge-agent in it or for a plain Debian that installs it. Nothing is waited
+// for: the agent may wait for an operator, the installation for the network, and cloud-init would wait with them.
+func cloudInit(r admin.TokenResponse, bundle string, pkg debPackage) string {
+	what, files, unit := "an image that has edge-agent", "", "edge-agent.service"
+	if pkg != (debPackage{}) {
+		what, unit = "Debian, where it installs edge-agent", installUnit
+		files = fmt.Sprintf(`  - path: /etc/systemd/system/%s
+    owner: root:root
+    permissions: '0644'
+    content: |
+%s`, installUnit, indent(pkg.unit(), "      "))
+	}
 	return fmt.Sprintf(`#cloud-config
 # %s. Holds a secret.
-# For an image that has edge-agent.
+# For %s.
 write_files:
   - path: %s
     owner: root:root
     permissions: '0600'
     content: |
-%sruncmd:
-  - [systemctl, enable, edge-agent.service]
-  - [systemctl, start, --no-block, edge-agent.service]
-`, purpose(r), bundlePath, indent(bundle, "      "))
+%s%sruncmd:
+  - [systemctl, daemon-reload]
+  - [systemctl, enable, %s]
+  - [systemctl, start, --no-block, %s]
+`, purpose(r), what, bundlePath, indent(bundle, "      "), files, unit, unit)
+}
+
+const installUnit = "edge-agent-install.service"
+
+// unit is a service that installs the package, once: cloud-init itself tries once in a box's life, at a moment when there may be
+// no network, or power for long enough. apt-helper, which each Debian has, takes nothing with another checksum. The package
+// starts edge-agent by itself.
+func (p debPackage) unit() string {
+	const file = "/var/cache/edge-agent.deb"
+	escaped := strings.NewReplacer("%", "%%", "$", "$$").Replace(p.url)
+	return fmt.Sprintf(`[Unit]
+Description=Install edge-agent
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+Environment=DEBIAN_FRONTEND=noninteractive
+ExecStart=/usr/bin/dpkg --configure -a
+ExecStart=/usr/lib/apt/apt-helper download-file %s %s SHA256:%s
+ExecStart=/usr/bin/apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends %s
+ExecStart=/usr/bin/systemctl disable %s
+ExecStart=/usr/bin/rm -f %s
+Restart=on-failure
+RestartSec=10s
+
+[Install]
+WantedBy=multi-user.target
+`, escaped, file, strings.ToLower(p.sha256), file, installUnit, file)
 }
 
 // indent puts prefix before each line of a text that ends with one.

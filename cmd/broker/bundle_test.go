@@ -30,8 +30,13 @@ func someToken(tenant, approval string) admin.TokenResponse {
 
 func printed(t *testing.T, format string, r admin.TokenResponse) string {
 	t.Helper()
+	return printedWith(t, format, r, debPackage{})
+}
+
+func printedWith(t *testing.T, format string, r admin.TokenResponse, pkg debPackage) string {
+	t.Helper()
 	var b bytes.Buffer
-	if err := printBundle(&b, format, r); err != nil {
+	if err := printBundle(&b, format, r, pkg); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -42,7 +47,7 @@ func TestBundleForms(t *testing.T) {
 	for _, tenant := range []string{"acme", ""} {
 		r := someToken(tenant, "manual")
 		text := printed(t, formatText, r)
-		_, text, _ = strings.Cut(text, "keep it there:\n\n")
+		_, text, _ = strings.Cut(text, "mode 0600):\n\n")
 		text, _, _ = strings.Cut(text, "\n2. ")
 		for form, bundle := range map[string]string{
 			formatYAML: printed(t, formatYAML, r), formatJSON: printed(t, formatJSON, r), formatText: text,
@@ -63,13 +68,21 @@ type cloudConfig struct {
 	RunCmd [][]string `json:"runcmd"`
 }
 
-func userData(t *testing.T, r admin.TokenResponse) (c cloudConfig) {
+func userData(t *testing.T, r admin.TokenResponse) cloudConfig {
 	t.Helper()
-	data := printed(t, formatCloudInit, r)
+	c := decodeUserData(t, printed(t, formatCloudInit, r))
+	if len(c.WriteFiles) != 1 {
+		t.Fatalf("%+v", c)
+	}
+	return c
+}
+
+func decodeUserData(t *testing.T, data string) (c cloudConfig) {
+	t.Helper()
 	if !strings.HasPrefix(data, "#cloud-config\n") {
 		t.Fatalf("the first line decides what user-data is: %.40q", data)
 	}
-	if err := yaml.UnmarshalStrict([]byte(data), &c); err != nil || len(c.WriteFiles) != 1 {
+	if err := yaml.UnmarshalStrict([]byte(data), &c); err != nil {
 		t.Fatalf("%v: %s", err, data)
 	}
 	return c
@@ -82,8 +95,61 @@ func TestCloudInit(t *testing.T) {
 	if f.Path != "/etc/mooring/join.yaml" || f.Owner != "root:root" || f.Permissions != "0600" || f.Content != printed(t, formatYAML, r) {
 		t.Errorf("%+v", f)
 	}
-	if len(c.RunCmd) != 2 || c.RunCmd[0][1] != "enable" || c.RunCmd[1][1] != "start" || c.RunCmd[1][2] != "--no-block" {
+	want := [][]string{{"systemctl", "daemon-reload"}, {"systemctl", "enable", "edge-agent.service"}, {"systemctl", "start", "--no-block", "edge-agent.service"}}
+	if !reflect.DeepEqual(c.RunCmd, want) {
 		t.Errorf("%v", c.RunCmd)
+	}
+}
+
+// A plain Debian gets a unit that installs the package: cloud-init alone would try once.
+func TestCloudInitWithPackage(t *testing.T) {
+	r := someToken("acme", "auto")
+	c := decodeUserData(t, printedWith(t, formatCloudInit, r, somePackage))
+	if len(c.WriteFiles) != 2 || c.WriteFiles[0].Content != printed(t, formatYAML, r) {
+		t.Fatalf("%+v", c)
+	}
+	f := c.WriteFiles[1]
+	for _, want := range []string{
+		"download-file https://deb.example/a%%20b/edge-agent_1.0.0-1_amd64.deb?k=$$1 /var/cache/edge-agent.deb SHA256:" + strings.Repeat("ab", 32) + "\n", // systemd's own signs doubled
+		"install -y --no-install-recommends /var/cache/edge-agent.deb\n", "Restart=on-failure\n", "WantedBy=multi-user.target\n",
+	} {
+		if f.Path != "/etc/systemd/system/edge-agent-install.service" || f.Permissions != "0644" || !strings.Contains(f.Content, want) {
+			t.Errorf("no %q in %+v", want, f)
+		}
+	}
+	if got := c.RunCmd[2]; got[3] != "edge-agent-install.service" || got[2] != "--no-block" {
+		t.Errorf("%v", c.RunCmd)
+	}
+}
+
+var somePackage = debPackage{"https://deb.example/a%20b/edge-agent_1.0.0-1_amd64.deb?k=$1", strings.Repeat("AB", 32)}
+
+func TestPackageFlags(t *testing.T) {
+	sum := strings.Repeat("ab", 32)
+	for _, c := range []struct {
+		format string
+		pkg    debPackage
+		ok     bool
+	}{
+		{formatYAML, debPackage{}, true},
+		{formatCloudInit, debPackage{}, true},
+		{formatCloudInit, somePackage, true},
+		{formatCloudInit, debPackage{"file:///media/usb/a.deb", sum}, true},
+		{formatYAML, somePackage, false},
+		{formatCloudInit, debPackage{"https://deb.example/a.deb", ""}, false},
+		{formatCloudInit, debPackage{"", sum}, false},
+		{formatCloudInit, debPackage{"https://deb.example/a.deb", sum[2:]}, false},
+		{formatCloudInit, debPackage{"https://deb.example/a.deb", "z" + sum[1:]}, false},
+		{formatCloudInit, debPackage{"/media/usb/a.deb", sum}, false},
+		{formatCloudInit, debPackage{"ftp://deb.example/a.deb", sum}, false},
+		{formatCloudInit, debPackage{"https://me:secret@deb.example/a.deb", sum}, false},
+		{formatCloudInit, debPackage{"https://deb.example/a.deb\nExecStart=/bin/evil.deb", sum}, false},
+		{formatCloudInit, debPackage{"https://deb.example/a b.deb", sum}, false},
+		{formatCloudInit, debPackage{"https://deb.example/a.rpm", sum}, false},
+	} {
+		if err := c.pkg.check(c.format); (err == nil) != c.ok {
+			t.Errorf("%s %+v: %v", c.format, c.pkg, err)
+		}
 	}
 }
 
@@ -105,9 +171,11 @@ func TestCloudInitSchema(t *testing.T) {
 		return string(out), err
 	}
 	for _, r := range []admin.TokenResponse{someToken("acme", "auto"), someToken("", "manual")} {
-		data := printed(t, formatCloudInit, r)
-		if out, err := check(data); err != nil || !strings.Contains(out, "Valid") {
-			t.Errorf("%v\n%s\n%s", err, out, data)
+		for _, pkg := range []debPackage{{}, somePackage} {
+			data := printedWith(t, formatCloudInit, r, pkg)
+			if out, err := check(data); err != nil || !strings.Contains(out, "Valid") {
+				t.Errorf("%v\n%s\n%s", err, out, data)
+			}
 		}
 	}
 	if out, err := check(strings.Replace(printed(t, formatCloudInit, someToken("acme", "auto")), "permissions:", "mode:", 1)); err == nil {

@@ -23,6 +23,7 @@ func newTokenCreate(client func() *admin.Client) *cobra.Command {
 	var ttl time.Duration
 	var taints []string
 	var noTenant bool
+	var pkg debPackage
 	c := &cobra.Command{
 		Use:   "create --tenant NAME | --no-tenant",
 		Short: "Create an enrolment token and print its join bundle",
@@ -31,7 +32,7 @@ address, the hash of its CA, and the token. The bundle holds a secret, shown onl
 put it on the box as /etc/mooring/join.yaml.
 
 Formats: yaml (the bundle), json (the same), text (for a person: what it is, and the steps), cloud-init (a
-whole user-data, for images with edge-agent in them).
+whole user-data: for images with edge-agent in them, or, with --package, for a plain Debian that installs it).
 
 A node is named by --node-name: a name, or a template with {hostname}, {serial} and {tenant}; by default by the
 box's host name. With --approval manual each box waits until an operator approves it. A token of no tenant may be
@@ -46,6 +47,10 @@ without a claim waits (broker node pending).`,
 
   # user-data for an image with edge-agent, nodes named by their serial numbers
   broker token create --tenant acme --uses 20 --node-name 'shop-{serial}' --format cloud-init > user-data
+
+  # the same for a plain Debian
+  broker token create --tenant acme --format cloud-init > user-data \
+    --package https://example.com/edge-agent_1.0.0-1_amd64.deb --package-sha256 "$(sha256sum < edge-agent_1.0.0-1_amd64.deb | cut -c -64)"
 
   # one image for all tenants; claims place the boxes
   broker token create --no-tenant --uses 1000 --ttl 2160h > join.yaml`,
@@ -63,6 +68,8 @@ without a claim waits (broker node pending).`,
 	f.StringVar(&r.Approval, "approval", "auto", "auto, or manual: each box waits until an operator approves it")
 	f.StringToStringVar(&r.Labels, "label", nil, "label that the node registers with, key=value; may be repeated")
 	f.StringArrayVar(&taints, "taint", nil, "taint that the node registers with, key=value:Effect; may be repeated")
+	f.StringVar(&pkg.url, "package", "", "with --format cloud-init: URL (http, https, file) of edge-agent's deb, for boxes that don't have it")
+	f.StringVar(&pkg.sha256, "package-sha256", "", "SHA-256 of that file, in hex: nothing else is installed")
 	f.StringVar(&r.Description, "description", "", "a note for the list of tokens")
 	c.MarkFlagsOneRequired("tenant", "no-tenant")
 	c.MarkFlagsMutuallyExclusive("tenant", "no-tenant")
@@ -74,6 +81,9 @@ without a claim waits (broker node pending).`,
 		}
 		if ttl <= 0 || r.Uses < 1 {
 			return usageError{fmt.Errorf("want --ttl above 0 and --uses of at least 1, got %s and %d", ttl, r.Uses)}
+		}
+		if err := pkg.check(out.format); err != nil {
+			return usageError{err}
 		}
 		r.TTL = config.Duration{Duration: ttl}
 		for _, t := range taints {
@@ -87,7 +97,7 @@ without a claim waits (broker node pending).`,
 		if err != nil {
 			return err
 		}
-		return printBundle(c.OutOrStdout(), out.format, resp)
+		return printBundle(c.OutOrStdout(), out.format, resp, pkg)
 	}
 	return c
 }

@@ -73,7 +73,7 @@ node's kubelet join the Kubernetes control plane that the node is assigned to.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newRun(), newJoin(), newStatus(), newWait(), newReset(), newDoctor(), newConfig(), newVersion())
+	root.AddCommand(newRun(), newJoin(), newStatus(), newWait(), newReset(), newSeal(), newDoctor(), newConfig(), newVersion())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

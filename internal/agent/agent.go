@@ -105,7 +105,7 @@ type Agent struct {
 // Options are what does not stand in the configuration file.
 type Options struct {
 	Logger *slog.Logger
-	// Bundle reads the join bundle. Default: the configured joinFile.
+	// Bundle reads the join bundle. Default: the configured joinFile, or else the service manager's credential mooring.join.
 	Bundle func() (join.Bundle, error)
 	// StopOnRefusal has a refusal by the broker end Join instead of being tried again.
 	StopOnRefusal bool
@@ -124,7 +124,10 @@ func New(cfg *config.Agent, o Options) (*Agent, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Bundle == nil {
-		o.Bundle = func() (join.Bundle, error) { return ReadBundle(cfg.JoinFile) }
+		o.Bundle = func() (join.Bundle, error) {
+			b, _, err := findBundle(cfg, os.Getenv("CREDENTIALS_DIRECTORY"))
+			return b, err
+		}
 	}
 	name, err := nodeName(cfg.Node.Name)
 	if err != nil {
@@ -192,18 +195,6 @@ func nodeName(configured string) (string, error) {
 		return "", fmt.Errorf("the host has no name: %w; set node.name", err)
 	}
 	return strings.ToLower(name), nil
-}
-
-// ReadBundle reads a join bundle from a file.
-func ReadBundle(path string) (join.Bundle, error) {
-	b, err := config.LoadJoinBundle(path)
-	if config.IsAbsent(err) {
-		return join.Bundle{}, fmt.Errorf("no join bundle at %s: make one with `broker token create` and put it there", path)
-	}
-	if err != nil {
-		return join.Bundle{}, err
-	}
-	return BundleOf(b), nil
 }
 
 // BundleOf converts a decoded bundle.

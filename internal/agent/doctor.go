@@ -163,17 +163,17 @@ func (d *doctor) conditions() {
 
 func (d *doctor) joinBundle() {
 	const name = "join bundle"
-	b, err := ReadBundle(d.cfg.JoinFile)
+	b, path, err := findBundle(d.cfg, unitCredentials)
 	switch {
 	case err == nil && d.id != nil && b.Tenant != "" && b.Tenant != d.id.Tenant:
-		d.warn(name, fmt.Sprintf("%s is for tenant %s, but the node is enrolled in %s", d.cfg.JoinFile, b.Tenant, d.id.Tenant), "`edge-agent reset` before it can join the other")
+		d.warn(name, fmt.Sprintf("%s is for tenant %s, but the node is enrolled in %s", path, b.Tenant, d.id.Tenant), "`edge-agent reset` before it can join the other")
 	case err == nil:
 		d.bundle = &b
 		tenant := "tenant " + b.Tenant
 		if b.Tenant == "" {
 			tenant = "whichever tenant the broker says,"
 		}
-		d.ok(name, fmt.Sprintf("%s, for %s at %s", d.cfg.JoinFile, tenant, b.Endpoint))
+		d.ok(name, fmt.Sprintf("%s, for %s at %s", path, tenant, b.Endpoint))
 	case d.id != nil:
 		d.skip(name, "not needed: enrolled already")
 	default:

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	tokenIDLen     = 10
-	tokenSecretLen = 32
+	tokenIDLen = 10
+	// TokenSecretLen is how many characters a token's secret has.
+	TokenSecretLen = 32
 	// 32 characters, so that a random byte's low five bits pick one without bias; no 0, 1, l, o.
 	tokenAlphabet = "abcdefghijkmnpqrstuvwxyz23456789"
 )
@@ -23,7 +24,7 @@ type Token struct {
 
 // NewToken makes a random token.
 func NewToken() Token {
-	return Token{ID: randomString(tokenIDLen), Secret: randomString(tokenSecretLen)}
+	return Token{ID: randomString(tokenIDLen), Secret: randomString(TokenSecretLen)}
 }
 
 // String is the form that ParseToken reads. It holds the secret: never log it.
@@ -32,7 +33,7 @@ func (t Token) String() string { return t.ID + "." + t.Secret }
 // LogValue keeps the secret out of logs.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.ID) }
 
-var errTokenForm = fmt.Errorf("not an enrolment token: want %d letters or digits, a dot, and %d more", tokenIDLen, tokenSecretLen)
+var errTokenForm = fmt.Errorf("not an enrolment token: want %d letters or digits, a dot, and %d more", tokenIDLen, TokenSecretLen)
 
 // ParseToken reads "id.secret". The error never quotes the input, which may hold a secret.
 func ParseToken(s string) (Token, error) {
@@ -43,7 +44,7 @@ func ParseToken(s string) (Token, error) {
 	if err := ValidTokenID(id); err != nil {
 		return Token{}, errTokenForm
 	}
-	if len(secret) != tokenSecretLen || !isTokenText(secret) {
+	if len(secret) != TokenSecretLen || !isTokenText(secret) {
 		return Token{}, errTokenForm
 	}
 	return Token{ID: id, Secret: secret}, nil

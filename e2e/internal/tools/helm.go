@@ -17,7 +17,7 @@ func Helm(ctx context.Context, root string, logf Logf) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(cacheRoot(), "tools", key, "helm")
+	path := filepath.Join(CacheRoot(), "tools", key, "helm")
 	helm := program{"helm", module, "helm.sh/helm/v4/cmd/helm", "-s -w", "some 6 minutes"}
 	return path, helm.once(ctx, path, logf)
 }

@@ -24,7 +24,7 @@ func Kamaji(ctx context.Context, root string, logf Logf) (controller, crds strin
 	if err != nil {
 		return "", "", err
 	}
-	controller = filepath.Join(cacheRoot(), "tools", "kamaji-"+key)
+	controller = filepath.Join(CacheRoot(), "tools", "kamaji-"+key)
 	program := program{"Kamaji " + KamajiVersion, module, kamajiModule, kamajiFlags, "some 70 s"}
 	if err := program.once(ctx, controller, logf); err != nil {
 		return "", "", err

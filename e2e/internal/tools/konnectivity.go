@@ -13,7 +13,7 @@ func Konnectivity(ctx context.Context, root string, logf Logf) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(cacheRoot(), "tools", key, "konnectivity-agent")
+	path := filepath.Join(CacheRoot(), "tools", key, "konnectivity-agent")
 	agent := program{"the konnectivity agent", module, "sigs.k8s.io/apiserver-network-proxy/cmd/agent", "-s -w", "some 90 s"}
 	return path, agent.once(ctx, path, logf)
 }

@@ -49,7 +49,7 @@ func Kubernetes(ctx context.Context, root string, logf Logf) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cacheRoot(), "tools", key)
+	dir := filepath.Join(CacheRoot(), "tools", key)
 	if len(missing(dir)) == 0 {
 		return dir, nil
 	}
@@ -157,7 +157,8 @@ func cacheKey(ctx context.Context, module string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
-func cacheRoot() string {
+// CacheRoot is the directory outside the tree for what is made once.
+func CacheRoot() string {
 	if dir := os.Getenv("MOORING_CACHE"); dir != "" {
 		return dir
 	}

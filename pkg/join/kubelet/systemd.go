@@ -35,6 +35,7 @@ type SystemdConfig struct {
 	Logger   *slog.Logger
 
 	manager manager                                      // default: systemd's own, over D-Bus
+	suits   func(ctx context.Context, unit string) error // whether the unit runs a kubelet with Paths; default: over D-Bus, with manager
 	halt    func(ctx context.Context, unit string) error // stops the unit; default: over D-Bus
 }
 
@@ -66,8 +67,12 @@ func NewSystemd(cfg SystemdConfig) *Systemd {
 	if cfg.Permit == nil {
 		cfg.Permit = func() error { return nil }
 	}
+	if cfg.suits == nil {
+		cfg.suits = func(context.Context, string) error { return nil }
+	}
 	if cfg.manager == nil {
 		cfg.manager = overDBus{}
+		cfg.suits = func(ctx context.Context, unit string) error { return unitSuits(ctx, unit, cfg.Paths) }
 	}
 	if cfg.halt == nil {
 		cfg.halt = haltUnit
@@ -77,14 +82,15 @@ func NewSystemd(cfg SystemdConfig) *Systemd {
 
 // Run starts the unit, or restarts it where its configuration has changed, then reports its state and
 // starts it again when it has failed. It returns when ctx ends; the kubelet runs on.
+//
+// A unit that would run another kubelet than the one that was rendered is left alone.
 func (s *Systemd) Run(ctx context.Context) error {
-	if err := s.cfg.manager.Enable(ctx, s.cfg.Unit); err != nil {
-		// A read-only /etc, say. The agent starts the unit at each boot anyway.
-		s.cfg.Logger.Warn("can't enable the kubelet's unit: it starts only with the agent", "unit", s.cfg.Unit, "err", err)
-	}
-	applied := false
+	applied, suits := false, false
 	for ctx.Err() == nil {
-		if !applied {
+		if !suits {
+			suits = s.check(ctx)
+		}
+		if suits && !applied {
 			applied = s.apply(ctx)
 		}
 		if applied {
@@ -93,6 +99,19 @@ func (s *Systemd) Run(ctx context.Context) error {
 		pause(ctx, s.cfg.Interval)
 	}
 	return nil
+}
+
+// check tells whether the unit is one for this node's kubelet, and has it started at boot too if it is.
+func (s *Systemd) check(ctx context.Context) bool {
+	if err := s.cfg.suits(ctx, s.cfg.Unit); err != nil {
+		s.down("UnitUnsuitable", err.Error())
+		return false
+	}
+	if err := s.cfg.manager.Enable(ctx, s.cfg.Unit); err != nil {
+		// A read-only /etc, say. The agent starts the unit at each boot anyway.
+		s.cfg.Logger.Warn("can't enable the kubelet's unit: it starts only with the agent", "unit", s.cfg.Unit, "err", err)
+	}
+	return true
 }
 
 // apply brings the unit up with the current configuration; false means to try again.

@@ -199,3 +199,40 @@ func TestSystemdWithoutPermission(t *testing.T) {
 		})
 	}
 }
+
+// TestSystemdWithAnothersUnit: a unit that would run another kubelet is neither enabled nor started, until it is put right.
+func TestSystemdWithAnothersUnit(t *testing.T) {
+	paths := PathsIn(t.TempDir(), t.TempDir())
+	synctest.Test(t, func(t *testing.T) {
+		sd := &fakeSystemd{active: "inactive"}
+		var suits atomic.Bool
+		var state atomic.Pointer[State]
+		s := NewSystemd(SystemdConfig{
+			Unit: "kubelet.service", Hash: "one", Paths: paths, manager: sd, OnState: func(st State) { state.Store(&st) },
+			suits: func(context.Context, string) error {
+				if suits.Load() {
+					return nil
+				}
+				return errors.New("kubelet.service is another's")
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if last := state.Load(); last.Running || last.Reason != "UnitUnsuitable" || last.Message != "kubelet.service is another's" || len(sd.jobs) != 0 {
+			t.Errorf("state %+v, jobs %v", *last, sd.jobs)
+		}
+		suits.Store(true)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if last := state.Load(); !last.Running || len(sd.jobs) != 1 {
+			t.Errorf("put right: state %+v, jobs %v", *last, sd.jobs)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
