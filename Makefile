@@ -73,6 +73,9 @@ e2e: deps tools ## Run the end-to-end tests
 	@cd e2e && go run ./cmd/helm >/dev/null
 	cd e2e && go test -count=1 $$(go list ./... | tail -n +2 | grep -vE '/(edgeos|packages)$$') && go test -count=1 -v -timeout 20m ./packages && go test -count=1 -v -timeout 70m .
 
+image: deps kubernetes ## Make the immutable edge image, bin/edge-os/edge-os_VERSION.raw, and the files of an update to it (as root)
+	@images/edge-os/build --version "$$(packaging/build --say-version '$(VERSION)' | tr + - | cut -c1-31)" --out bin/edge-os
+
 image-test: deps kubernetes ## Boot the immutable image in QEMU: zero touch, updates, clones, 2 power cuts
 	cd e2e && go test -count=1 -v -timeout 60m ./edgeos
 

@@ -178,7 +178,7 @@ func (t *Tenant) apiServer(port int) []string {
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--advertise-address=" + advertisedAddr,
 		"--tls-cert-file=" + t.pki("apiserver.crt"), "--tls-private-key-file=" + t.pki("apiserver.key"),
 		"--client-ca-file=" + t.pki("ca.crt"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-		"--enable-bootstrap-token-auth=true", "--service-cluster-ip-range=10.96.0.0/16",
+		"--enable-bootstrap-token-auth=true", "--allow-privileged=true", "--service-cluster-ip-range=10.96.0.0/16",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + t.pki("sa.pub"), "--service-account-signing-key-file=" + t.pki("sa.key"),
 		"--kubelet-client-certificate=" + t.pki("apiserver-kubelet-client.crt"),
