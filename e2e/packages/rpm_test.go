@@ -24,6 +24,14 @@ func (s *suite) rpmLifeCycle(t *testing.T) {
 		t.Errorf("documentation: %s", docs)
 	}
 
+	// The broker's, beside it: its user, its links, its port.
+	m.sh("rpm --nodeps -i " + m.copyIn(s.rpm(t, "edge-broker", older)))
+	m.state("edge-broker.service", "inactive", "installed, not configured")
+	m.sh("sed -e 's/edge.example.com:443/192.168.1.10:443/' /usr/share/doc/edge-broker/examples/broker.yaml >/etc/mooring/broker.yaml && systemctl start edge-broker && broker status")
+	m.state("edge-broker.service", "active", "configured")
+	m.sh("rpm --nodeps -e edge-broker && test -e /etc/mooring/broker.yaml && test -d /var/lib/mooring-broker && ! pidof broker")
+	m.healthy("without the broker again")
+
 	must(t, m.PowerOff(s.ctx))
 	m.Credentials = map[string]string{"mooring.join": path}
 	m.boot() // Debian's presets enable it, unlike Fedora's
