@@ -8,7 +8,7 @@ import (
 )
 
 // rpmLifeCycle: as far as a Debian root can show it, rpm's scripts do what the deb's do. The bundle comes as a credential of
-// the machine, as a hypervisor or the firmware hands it in.
+// the machine, as a hypervisor or the firmware hands it in. Without LoadCredential= in the unit the agent waits for a bundle: seen.
 func (s *suite) rpmLifeCycle(t *testing.T) {
 	m := s.newMachine(t, "rpm-1")
 	bundle, err := s.tenant.Token(s.ctx)
