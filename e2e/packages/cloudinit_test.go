@@ -31,9 +31,7 @@ func (s *suite) cloudInit(t *testing.T) {
 	if secret == nil {
 		t.Fatalf("no token in the user-data:\n%s", userData)
 	}
-	m.write(seed+"user-data", userData, 0o600)
-	m.write(seed+"meta-data", "instance-id: box-1\nlocal-hostname: cloud-1\n", 0o600)
-	m.write("/etc/cloud/cloud.cfg.d/99-test.cfg", "network: {config: disabled}\nlocale: false\ndatasource_list: [NoCloud, None]\n", 0o644)
+	m.seed("cloud-1", userData)
 
 	began := time.Now()
 	m.boot()
@@ -60,6 +58,34 @@ func (s *suite) cloudInit(t *testing.T) {
 		t.Errorf("%s instances: cloud-init took the box for another", n)
 	}
 	m.healthy("booted again")
+}
+
+// image: the deb is installed in a tree with no systemd about, as an image is made; a box of it gets only configuration.
+func (s *suite) image(t *testing.T) {
+	m := s.newMachine(t, "image-1")
+	said, err := m.Chroot(s.ctx, "sh", "-c", apt+"install "+m.copyIn(s.deb(t, "edge-agent", older)))
+	must(t, err)
+	if strings.Contains(said, "ailed") || strings.Contains(said, "rror") {
+		t.Errorf("installed in a chroot: %s", said)
+	}
+	userData, err := s.tenant.Token(s.ctx, "--format", "cloud-init")
+	must(t, err)
+	secret := tokenForm.FindStringSubmatch(userData)
+	m.seed("image-1", userData)
+	m.boot()
+	m.ready("configured by cloud-init", time.Minute)
+	m.sealed(secret[1])
+	m.healthy("cloud-init is through")
+	if got := m.sh("systemctl is-enabled edge-agent.service"); got != "enabled" {
+		t.Errorf("the agent is %s", got)
+	}
+}
+
+// seed gives the machine user-data, as a provisioning system does that writes to its disk.
+func (m *machine) seed(hostname, userData string) {
+	m.write(seed+"user-data", userData, 0o600)
+	m.write(seed+"meta-data", "instance-id: "+hostname+"\nlocal-hostname: "+hostname+"\n", 0o600)
+	m.write("/etc/cloud/cloud.cfg.d/99-test.cfg", "network: {config: disabled}\nlocale: false\ndatasource_list: [NoCloud, None]\n", 0o644)
 }
 
 // sealed waits until cloud-init and the seal are through, and looks for the secret in all of the machine.

@@ -8,7 +8,7 @@ import (
 )
 
 // rpmLifeCycle: as far as a Debian root can show it, rpm's scripts do what the deb's do. The bundle comes as a credential of
-// the machine, as a hypervisor or the firmware hands it in.
+// the machine, as a hypervisor or the firmware hands it in. Without LoadCredential= in the unit the agent waits for a bundle: seen.
 func (s *suite) rpmLifeCycle(t *testing.T) {
 	m := s.newMachine(t, "rpm-1")
 	bundle, err := s.tenant.Token(s.ctx)
@@ -23,6 +23,14 @@ func (s *suite) rpmLifeCycle(t *testing.T) {
 	if docs := m.sh("rpm -qd edge-agent"); !strings.Contains(docs, "/usr/share/man/man1/edge-agent.1.gz") {
 		t.Errorf("documentation: %s", docs)
 	}
+
+	// The broker's, beside it: its user, its links, its port.
+	m.sh("rpm --nodeps -i " + m.copyIn(s.rpm(t, "edge-broker", older)))
+	m.state("edge-broker.service", "inactive", "installed, not configured")
+	m.sh("sed -e 's/edge.example.com:443/192.168.1.10:443/' /usr/share/doc/edge-broker/examples/broker.yaml >/etc/mooring/broker.yaml && systemctl start edge-broker && broker status")
+	m.state("edge-broker.service", "active", "configured")
+	m.sh("rpm --nodeps -e edge-broker && test -e /etc/mooring/broker.yaml && test -d /var/lib/mooring-broker && ! pidof broker")
+	m.healthy("without the broker again")
 
 	must(t, m.PowerOff(s.ctx))
 	m.Credentials = map[string]string{"mooring.join": path}

@@ -56,6 +56,7 @@ func TestPackages(t *testing.T) {
 	t.Run("Deb", s.debLifeCycle)
 	t.Run("KubeletOfOthers", s.kubeletOfOthers)
 	t.Run("CloudInit", s.cloudInit)
+	t.Run("Image", s.image)
 	t.Run("RPM", s.rpmLifeCycle)
 }
 

@@ -53,7 +53,7 @@ var layer = map[string]int{
 	"internal/underway":    10,
 	"internal/listen":      10,
 	"internal/hostnet":     10,
-	"internal/manpages":    20,
+	"internal/manpages":    10,
 	"internal/layers":      0,
 
 	"internal/tracing/tracingtest": 10,
