@@ -33,9 +33,14 @@ type box struct {
 
 // plug puts a box with that disk at a site; it is off. A site has one at a time.
 func (s *suite) plug(site, serial, disk string) (*box, error) {
+	return s.plugWith(1, site, serial, disk)
+}
+
+// plugWith is plug for a box with several CPUs.
+func (s *suite) plugWith(cpus int, site, serial, disk string) (*box, error) {
 	at := s.sites[site]
 	m, err := vm.New(vm.Config{
-		Dir: filepath.Join(s.env.Dir(), "vm", site), Image: disk, Serial: serial, Enter: at.LAN.Argv,
+		Dir: filepath.Join(s.env.Dir(), "vm", site), Image: disk, Serial: serial, Enter: at.LAN.Argv, CPUs: cpus,
 		ConsoleLog: filepath.Join(s.env.Dir(), "logs", "console-"+site+".log"),
 	})
 	if err != nil {

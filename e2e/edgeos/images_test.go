@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,11 +30,34 @@ type images struct {
 // lasts no longer than it takes to see that.
 var deaf = map[string]string{
 	"usr/lib/systemd/system/edge-agent.service.d/90-test.conf":  "[Service]\nEnvironment=HTTPS_PROXY=http://127.0.0.1:9\n",
-	"usr/lib/systemd/system/edge-os-trial.timer.d/90-test.conf": "[Timer]\nOnBootSec=\nOnBootSec=100s\n",
+	"usr/lib/systemd/system/edge-os-trial.timer.d/90-test.conf": "[Timer]\nOnBootSec=\nOnBootSec=150s\n",
 }
 
-// overlays are laid over versions. All but the first are only for updates.
-var overlays = map[string]map[string]string{"1": nil, "2": nil, "3": deaf, "4": nil}
+// hasty is laid over version 2: what it updates to has one try, where a box in the field gives it three. The counting is the boot
+// loader's; each try more would only cost a boot under emulation.
+func hasty(root string) (map[string]string, error) {
+	const name = "usr/lib/edge-os/sysupdate.d/30-uki.transfer"
+	transfer, err := os.ReadFile(filepath.Join(root, "images/edge-os/tree", name))
+	if err != nil {
+		return nil, err
+	}
+	const three = "TriesLeft=3\n"
+	if !strings.Contains(string(transfer), three) {
+		return nil, fmt.Errorf("%s has no %q any more", name, three)
+	}
+	return map[string]string{name: strings.Replace(string(transfer), three, "TriesLeft=1\n", 1)}, nil
+}
+
+// overlay is what is laid over a version; all but the first are only for updates.
+func overlay(version, root string) (map[string]string, error) {
+	switch version {
+	case "2":
+		return hasty(root)
+	case "3":
+		return deaf, nil
+	}
+	return nil, nil
+}
 
 // missingTools says what building the image lacks; nil if nothing.
 func missingTools() error {
@@ -87,9 +111,13 @@ func (i *images) build(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	overlay := filepath.Join(i.of(version), "overlay")
-	for name, content := range overlays[version] {
-		path := filepath.Join(overlay, name)
+	files, err := overlay(version, root)
+	if err != nil {
+		return err
+	}
+	over := filepath.Join(i.of(version), "overlay")
+	for name, content := range files {
+		path := filepath.Join(over, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
@@ -98,8 +126,8 @@ func (i *images) build(ctx context.Context, version string) error {
 		}
 	}
 	args := []string{"--version", version, "--out", i.of(version), "--kubelet", i.s.env.Tool("kubelet"), "--preload", i.s.env.ImageArchive()}
-	if len(overlays[version]) > 0 {
-		args = append(args, "--overlay", overlay)
+	if len(files) > 0 {
+		args = append(args, "--overlay", over)
 	}
 	if version != "1" {
 		args = append(args, "--no-disk")

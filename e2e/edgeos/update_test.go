@@ -140,8 +140,8 @@ func (s *suite) updated(t *testing.T, r *row) {
 	s.a.stillHas(t)
 }
 
-// tries is how often a version is tried that is not good.
-const tries = 3
+// tries is how often a version is tried that is not good: see hasty.
+const tries = 1
 
 // fallsBack: the agent of version 3 never connects. The box tries it as often as it may, and goes back to version 2, which is
 // Ready; nobody has touched it.

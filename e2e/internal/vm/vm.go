@@ -37,6 +37,8 @@ type Config struct {
 	ConsoleLog string
 	// Memory is in MiB. Default 2048.
 	Memory int
+	// CPUs that the machine has. Default 1: more of them than there are to run them wait for each other.
+	CPUs int
 	// Enter wraps QEMU's command line, so that it runs in a network namespace; the command must keep the process ID.
 	// Default: it runs where the caller does.
 	Enter func(argv ...string) []string
@@ -91,6 +93,9 @@ func New(cfg Config) (*Machine, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = defaultMemory
 	}
+	if cfg.CPUs == 0 {
+		cfg.CPUs = 1
+	}
 	if cfg.ConsoleLog == "" {
 		cfg.ConsoleLog = filepath.Join(cfg.Dir, "console.log")
 	}
@@ -131,7 +136,7 @@ func (m *Machine) Eject() error {
 // argv is QEMU's command line.
 func (m *Machine) argv() []string {
 	argv := []string{qemu, "-nodefaults", "-no-user-config", "-display", "none",
-		"-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", cpu, "-smp", "1", "-m", strconv.Itoa(m.cfg.Memory),
+		"-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", cpu, "-smp", strconv.Itoa(m.cfg.CPUs), "-m", strconv.Itoa(m.cfg.Memory),
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + firmware,
 		"-drive", "if=pflash,format=raw,unit=1,file=" + m.path("vars.fd"),
 		"-serial", "stdio", "-qmp", "unix:" + m.path("qmp") + ",server=on,wait=off",
