@@ -113,7 +113,7 @@ func steps(entries []entry, kernel time.Duration) []step {
 			add("kubelet's certificate", e)
 		case unit == "kubelet" && e.ID == unitStarting:
 			add(kubeletStarts, e)
-		case unit == "kubelet" && e.ID == unitStarted:
+		case unit == "kubelet" && e.ID == unitStarted && strings.HasPrefix(e.Message, "Started"): // not "... was skipped"
 			add(kubeletStarts, e) // a unit that is started at once says no more
 		}
 	}
