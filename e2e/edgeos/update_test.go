@@ -91,7 +91,7 @@ func (b *box) restart() {
 }
 
 // kept are files that the owner has changed, and what is in them.
-var kept = map[string]string{"/etc/owner.conf": "the owner's", "/var/lib/owner/data": "the owner's data", "/etc/mooring/owner.yaml": "a: 1"}
+var kept = map[string]string{"/etc/owner.conf": "of the owner", "/var/lib/owner/data": "data of the owner", "/etc/mooring/owner.yaml": "a: 1"}
 
 func (b *box) keep(t *testing.T) {
 	t.Helper()
