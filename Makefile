@@ -58,7 +58,7 @@ test: deps ## Run every test there is; fails if one had to be skipped
 	$(call say,packages)
 	@$(MAKE) packages-check
 	$(call say,the immutable image in QEMU)
-	@MOORING_REQUIRE_ALL=1 $(MAKE) image-test
+	@MOORING_REQUIRE_ALL=1 $(MAKE) image-test IMAGE_TESTS='Test/^(Start|FirstBootToReady|NoSecretLeft)$$'
 
 unit: ## Run the unit and conformance tests (seconds, no root)
 	go test ./...
@@ -77,10 +77,10 @@ image: deps kubernetes ## Make the immutable edge image, bin/edge-os/edge-os_VER
 	@images/edge-os/build --version "$$(packaging/build --say-version '$(VERSION)' | tr + - | cut -c1-31)" --out bin/edge-os
 
 image-test: deps kubernetes ## Boot the immutable image in QEMU: zero touch, updates, clones, 2 power cuts
-	cd e2e && go test -count=1 -v -timeout 60m ./edgeos
+	cd e2e && go test -count=1 -v -timeout 60m $(if $(IMAGE_TESTS),-run '$(IMAGE_TESTS)') ./edgeos
 
 image-power-cuts: deps kubernetes ## Cut the power of 20 boxes (MOORING_POWER_CUTS) while they boot and join for the first time
-	cd e2e && MOORING_POWER_CUTS=$${MOORING_POWER_CUTS:-20} go test -count=1 -v -timeout 150m -run 'TestEdgeOS/^(Start|Then)$$/PowerCuts' ./edgeos
+	cd e2e && MOORING_POWER_CUTS=$${MOORING_POWER_CUTS:-20} go test -count=1 -v -timeout 150m -run 'TestEdgeOS/^(Start|Then)$$/Boxes/PowerCuts' ./edgeos
 
 lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, manifests that are up to date
 	$(call say,gofmt)
