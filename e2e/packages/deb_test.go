@@ -61,7 +61,7 @@ func (s *suite) debLifeCycle(t *testing.T) {
 		t.Errorf("status of an agent that is not there: %s", out)
 	}
 
-	m.exposure("edge-agent.service", 20)
+	m.exposure("edge-agent.service", 21)
 	m.exposure("edge-agent-seal.service", 11)
 
 	bundle, err := s.tenant.Token(s.ctx)
