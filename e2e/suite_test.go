@@ -9,14 +9,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
 
 	"github.com/mooring-edge/mooring/e2e/harness"
+	"github.com/mooring-edge/mooring/e2e/internal/begin"
 )
 
 func TestTunnelQUIC(t *testing.T) { runSuite(t, "quic") }
@@ -72,36 +71,8 @@ func runSuite(t *testing.T, transport string) {
 
 // newSuite takes a run, which ends with the test; name heads its table.
 func newSuite(t *testing.T, name string) *suite {
-	if err := harness.Missing(); err != nil {
-		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
-	t.Cleanup(stop)
-	if deadline, ok := t.Deadline(); ok {
-		// Leave time to clean up: go test ends an overdue test without that.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-time.Minute))
-		t.Cleanup(cancel)
-	}
-	s := &suite{ctx: ctx, name: name, start: time.Now()}
-	env, err := harness.New(ctx, s.logf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.env = env
-	t.Cleanup(func() {
-		if t.Failed() {
-			env.DumpLogs(os.Stdout)
-		}
-		if err := env.Close(); err != nil {
-			t.Error(err)
-		}
-		s.printTable()
-	})
-	s.logf("run directory %s", env.Dir())
+	s := &suite{name: name, start: time.Now()}
+	s.ctx, s.env = begin.Suite(t, harness.Missing(), s.logf, s.printTable)
 	return s
 }
 

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/mooring-edge/mooring/e2e/harness"
+	"github.com/mooring-edge/mooring/e2e/internal/begin"
 	"github.com/mooring-edge/mooring/e2e/internal/vm"
 )
 
@@ -91,34 +90,8 @@ func missing() error {
 }
 
 func newSuite(t *testing.T) *suite {
-	if err := missing(); err != nil {
-		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
-	t.Cleanup(stop)
-	if deadline, ok := t.Deadline(); ok {
-		// Leave time to clean up: go test ends an overdue test without that.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-time.Minute))
-		t.Cleanup(cancel)
-	}
-	s := &suite{ctx: ctx, top: t, start: time.Now(), sites: map[string]*harness.Site{}}
-	env, err := harness.New(ctx, s.logf)
-	must(t, err)
-	s.env = env
-	t.Cleanup(func() {
-		if t.Failed() {
-			env.DumpLogs(os.Stdout)
-		}
-		if err := env.Close(); err != nil {
-			t.Error(err)
-		}
-		s.printTable()
-	})
-	s.logf("run directory %s", env.Dir())
+	s := &suite{top: t, start: time.Now(), sites: map[string]*harness.Site{}}
+	s.ctx, s.env = begin.Suite(t, missing(), s.logf, s.printTable)
 	return s
 }
 
@@ -200,8 +173,8 @@ func (s *suite) raise() (err error) {
 	if s.acme, err = s.platform.NewTenant(s.ctx, "acme"); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{s.acme.Admit, s.acme.Start,
-		func(ctx context.Context) error { return s.acme.Apply(ctx, kubeletConfig) }} {
+	// The configuration says cgroupfs, which is wrong for a box: what the image lays over it has to hold.
+	for _, step := range []func(context.Context) error{s.acme.Admit, s.acme.Start, s.acme.SetKubeletConfig} {
 		if err := step(s.ctx); err != nil {
 			return err
 		}
@@ -218,20 +191,6 @@ const siteA, siteB, siteClone = "shop-a", "shop-b", "shop-clone"
 
 // cutSites are those of the boxes whose power is cut: one box at a time at each.
 var cutSites = []string{"cut-1", "cut-2"}
-
-// kubeletConfig is what kubeadm leaves in a cluster.
-const kubeletConfig = `apiVersion: v1
-kind: ConfigMap
-metadata: {name: kubelet-config, namespace: kube-system}
-data:
-  kubelet: |
-    apiVersion: kubelet.config.k8s.io/v1beta1
-    kind: KubeletConfiguration
-    cgroupDriver: systemd
-    clusterDNS: [10.96.0.10]
-    clusterDomain: cluster.local
-    rotateCertificates: true
-`
 
 func must(t *testing.T, err error) {
 	t.Helper()

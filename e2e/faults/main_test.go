@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mooring-edge/mooring/e2e/internal/host"
+	"github.com/mooring-edge/mooring/e2e/internal/need"
 	"github.com/mooring-edge/mooring/e2e/internal/wan"
 	"github.com/mooring-edge/mooring/internal/relay"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -56,12 +57,7 @@ func missing() error {
 // network makes a World that ends with the test.
 func network(t *testing.T, s relay.Settings) *wan.World {
 	t.Helper()
-	if err := missing(); err != nil {
-		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Set(t, missing())
 	r, err := makeRun()
 	must(t, err)
 	name := strings.ToLower(strings.TrimPrefix(t.Name(), "TestFault"))

@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/mooring-edge/mooring/e2e/harness"
+	"github.com/mooring-edge/mooring/e2e/internal/begin"
 	"github.com/mooring-edge/mooring/e2e/internal/nspawn"
 	"github.com/mooring-edge/mooring/e2e/internal/tools"
 )
@@ -61,28 +60,12 @@ func TestPackages(t *testing.T) {
 }
 
 func newSuite(t *testing.T) *suite {
-	if err := errors.Join(harness.Missing(), nspawn.Missing()); err != nil {
-		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
-	t.Cleanup(stop)
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
-	t.Cleanup(cancel)
-	s := &suite{ctx: ctx, start: time.Now()}
-	env, err := harness.New(ctx, s.logf)
-	must(t, err)
+	s := &suite{start: time.Now()}
+	ctx, env := begin.Suite(t, errors.Join(harness.Missing(), nspawn.Missing()), s.logf, func() {})
 	s.env = env
-	t.Cleanup(func() {
-		if t.Failed() {
-			env.DumpLogs(os.Stdout)
-		}
-		if err := env.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	var cancel context.CancelFunc
+	s.ctx, cancel = context.WithTimeout(ctx, 15*time.Minute)
+	t.Cleanup(cancel)
 	return s
 }
 

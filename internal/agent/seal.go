@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/durable"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
 	"github.com/mooring-edge/mooring/pkg/join"
 )
@@ -160,27 +161,12 @@ func (s *sealer) blank(path string) (encoded bool, err error) {
 }
 
 func (s *sealer) remove(path string) {
-	err := os.Remove(path)
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
+	err := durable.Remove(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.failed = append(s.failed, fmt.Errorf("remove %s: %w", path, err))
 		return
 	}
 	s.say("removed %s", path)
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	return nil
 }
 
 // secrets returns where in data secrets of the token begin.

@@ -239,3 +239,22 @@ func TestBundleFromACredential(t *testing.T) {
 		t.Error("a bad file was passed over")
 	}
 }
+
+// FuzzSecrets: whatever is in a file, what is found is a secret of the token, whole, and nothing else is overwritten.
+func FuzzSecrets(f *testing.F) {
+	token := enrollapi.NewToken()
+	for _, s := range []string{"", token.ID + ".", token.String(), "a" + token.String() + token.String(), "\x1f\x8b\x08" + token.String()} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, at := range secrets(data, token.ID) {
+			if got := string(data[at-len(token.ID)-1 : at]); got != token.ID+"." {
+				t.Fatalf("a secret at %d, after %q", at, got)
+			}
+			if _, err := enrollapi.ParseToken(token.ID + "." + string(data[at:at+enrollapi.TokenSecretLen])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		holdsEncoded(data, token.ID)
+	})
+}

@@ -90,6 +90,19 @@ func writeFile(path string, data []byte, perm fs.FileMode) error {
 	return syncDir(dir)
 }
 
+// Remove deletes a file so that it is gone after a power cut too. A file that is not there is an error (fs.ErrNotExist).
+func Remove(path string) error {
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return syncDir(dir)
+}
+
 // syncDir tolerates file systems that cannot sync a directory and say so.
 func syncDir(dir *os.File) error {
 	if err := dir.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mooring-edge/mooring/e2e/internal/need"
 )
 
 // The test binary also is the command under test (role "shift"), and a program with a clock (role "show").
@@ -106,12 +108,8 @@ func TestGoProgram(t *testing.T) {
 
 // TestLibcProgram: a static program of another make. Its date asks for the time by clock_gettime or time.
 func TestLibcProgram(t *testing.T) {
-	if _, err := exec.LookPath("busybox"); err != nil {
-		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	_, err := exec.LookPath("busybox")
+	need.Set(t, err)
 	_, out := shift(t, "9600h", "busybox", "date", "+%s")
 	near(t, out, 9600*time.Hour)
 }

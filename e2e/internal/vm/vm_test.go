@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/mooring-edge/mooring/e2e/internal/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -18,12 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // machine makes one whose firmware finds nothing to boot and runs the script of its shell that is on the seed.
 func machine(t *testing.T, script string) *Machine {
 	t.Helper()
-	if err := Missing(); err != nil {
-		if os.Getenv("MOORING_REQUIRE_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Set(t, Missing())
 	dir, err := os.MkdirTemp("", "vm-") // t.TempDir's path is too long for a socket
 	must(t, err)
 	m, err := New(Config{Dir: filepath.Join(dir, "m"), Serial: "TEST-0001", Memory: 256})
