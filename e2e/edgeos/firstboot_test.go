@@ -59,40 +59,52 @@ func (s *suite) powerOnFirst(t *testing.T, r *row, b *box) time.Duration {
 	return ready
 }
 
-// twoBoxes: a second box starts from the same file with the same user-data. What has to differ between the two does, what has to be
-// fixed is, and the disk was grown into.
+// facts are what tells two boxes apart.
+type facts struct{ machineID, keyHash string }
+
+// examine looks at what holds for each box: nobody can write to its root, its disk was grown into, and it is somebody.
+func (b *box) examine(t *testing.T, r *row) facts {
+	t.Helper()
+	known, err := b.record(b.s.ctx)
+	must(t, err)
+	if known.KeyHash == "" {
+		t.Errorf("the broker knows no key of %s", b.node)
+	}
+	id := b.ask(t, "cat", "/etc/machine-id")
+	if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(id) {
+		t.Errorf("the machine ID of %s is %q", b.node, id)
+	}
+	for _, path := range []string{"/usr/x", "/x"} {
+		if out, err := b.inside(b.s.ctx, "touch", path); err == nil || !strings.Contains(err.Error(), "Read-only file system") {
+			t.Errorf("touch %s on %s: want that the file system is read-only, got %q, %v", path, b.node, out, err)
+		}
+	}
+	var kib int64
+	_, err = fmt.Sscan(b.ask(t, "sh", "-c", "df --output=size /var | tail -1"), &kib)
+	must(t, err)
+	if kib < 4<<20 {
+		t.Errorf("/var of %s has %d KiB of a disk of 8 GiB", b.node, kib)
+	}
+	b.s.note(r, "/var %.1f GiB of 8", float64(kib)/(1<<20))
+	return facts{id, known.KeyHash}
+}
+
+// immutable is examine for the first box, while nobody restarts it.
+func (s *suite) immutable(t *testing.T, r *row) { s.first = s.a.examine(t, r) }
+
+// twoBoxes: a second box starts from the same file with the same user-data. What has to differ between the two does.
 func (s *suite) twoBoxes(t *testing.T, r *row) {
 	var err error
 	s.b, err = s.plug(siteB, serialB, s.images.raw("1"))
 	must(t, err)
 	s.powerOnFirst(t, r, s.b)
-	ra, err := s.a.record(s.ctx)
-	must(t, err)
-	rb, err := s.b.record(s.ctx)
-	must(t, err)
-	if ra.KeyHash == "" || ra.KeyHash == rb.KeyHash {
-		t.Errorf("the boxes' keys are %q and %q", ra.KeyHash, rb.KeyHash)
+	second := s.b.examine(t, r)
+	if second.machineID == s.first.machineID {
+		t.Errorf("both boxes have the machine ID %s", second.machineID)
 	}
-	ids := map[string]bool{}
-	for _, b := range []*box{s.a, s.b} {
-		id := b.ask(t, "cat", "/etc/machine-id")
-		if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(id) || ids[id] {
-			t.Errorf("the machine ID of %s is %q; before: %v", b.node, id, ids)
-		}
-		ids[id] = true
-		for _, path := range []string{"/usr/x", "/x"} {
-			if out, err := b.inside(s.ctx, "touch", path); err == nil || !strings.Contains(err.Error(), "Read-only file system") {
-				t.Errorf("touch %s on %s: want that the file system is read-only, got %q, %v", path, b.node, out, err)
-			}
-		}
+	if second.keyHash == s.first.keyHash {
+		t.Errorf("both boxes have the key %s", second.keyHash)
 	}
-	var kib int64
-	_, err = fmt.Sscan(s.a.ask(t, "sh", "-c", "df --output=size /var | tail -1"), &kib)
-	must(t, err)
-	if kib < 4<<20 {
-		t.Errorf("/var has %d KiB of a disk of 8 GiB", kib)
-	}
-	s.note(r, "/var %.1f GiB of 8", float64(kib)/(1<<20))
 	token, err := s.token(firstToken)
 	must(t, err)
 	if len(token.UsedBy) != 2 {

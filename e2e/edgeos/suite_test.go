@@ -29,6 +29,7 @@ func TestEdgeOS(t *testing.T) {
 	s.vital(t, "Start", s.begin)
 	s.vital(t, "FirstBootToReady", s.firstBoot)
 	s.run(t, "NoSecretLeft", s.noSecretLeft)
+	s.run(t, "ImmutableRoot", s.immutable)
 	t.Run("Then", func(t *testing.T) {
 		t.Run("Updates", func(t *testing.T) {
 			t.Parallel()
@@ -64,6 +65,7 @@ type suite struct {
 	top      *testing.T // machines end with it
 
 	a, b    *box
+	first   facts  // a's
 	bundle  string // the user-data of both
 	toReady time.Duration
 
