@@ -58,7 +58,7 @@ test: deps ## Run every test there is; fails if one had to be skipped
 	$(call say,packages)
 	@$(MAKE) packages-check
 	$(call say,the immutable image in QEMU)
-	@MOORING_REQUIRE_ALL=1 $(MAKE) image-test IMAGE_TESTS='Test/^(Start|FirstBootToReady|NoSecretLeft|ImmutableRoot)$$'
+	@MOORING_REQUIRE_ALL=1 $(MAKE) image-test IMAGE_TESTS='Test/^(Start|FirstBootToReady|NoSecretLeft|ImmutableRoot|Then)/Boxes/PowerCuts'
 
 unit: ## Run the unit and conformance tests (seconds, no root)
 	go test ./...

@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestEdgeOS is all that the image promises. The first box has the machine for itself, so that its figures mean something; then
-// there are two lanes, since a machine under emulation waits as much as it works. `-run 'TestEdgeOS/Start|Then/PowerCuts'`
+// there are two lanes, since a machine under emulation waits as much as it works. `-run 'TestEdgeOS/^(Start|Then)$/Boxes/PowerCuts'`
 // picks one case.
 func TestEdgeOS(t *testing.T) {
 	s := newSuite(t)
