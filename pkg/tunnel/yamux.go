@@ -241,7 +241,7 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 
 // register makes a stream known to resets, one that came earlier included.
 func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
-	y := &yamuxStream{m: m, ys: ys, window: m.conn.windows.of(ys.StreamID()), acked: acked}
+	y := &yamuxStream{m: m, ys: ys, window: m.conn.windows.of(ys.StreamID()), acked: acked, kick: make(chan struct{}, 1)}
 	m.mu.Lock()
 	m.live[ys.StreamID()] = y
 	r, early := m.early[ys.StreamID()]

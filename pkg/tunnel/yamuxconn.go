@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"crypto/tls"
+	"encoding/binary"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -13,7 +14,7 @@ import (
 // more than one, the connection beneath TLS is corked.
 //
 // It takes out of what yamux writes what that grants the other side, and writes
-// grants of its own, as yamuxWindows decides.
+// grants of its own, as yamuxWindows decides; and it is written to beside yamux, by streams, whole frames at a time.
 type frameConn struct {
 	*tls.Conn
 	cork    *corkConn
@@ -78,6 +79,14 @@ func (c *frameConn) follow(f yamuxFrame) error {
 		c.windows.closed(f.stream())
 	}
 	return nil
+}
+
+// writeData writes a data frame of a stream. It waits where the connection takes no more.
+func (c *frameConn) writeData(stream uint32, p []byte) error {
+	var f [yamuxHeader]byte
+	binary.BigEndian.PutUint32(f[4:8], stream)
+	yamuxFrame(f[:]).setLength(uint32(len(p)))
+	return c.write(f[:], p)
 }
 
 // write writes a frame, and what is to be granted with it, in as few records of TLS as that takes and all of them at once.

@@ -84,6 +84,9 @@ func (g *yamuxGuard) frame(f yamuxFrame) error {
 			return err
 		}
 	}
+	if f.kind() == yamuxTypeWindow {
+		g.windows.granted(f.stream(), f.length())
+	}
 	if f.kind() == yamuxTypeData {
 		g.body = f.length()
 		if err := g.windows.arrived(f.stream(), f.length()); err != nil {

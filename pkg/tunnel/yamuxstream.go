@@ -34,7 +34,8 @@ type yamuxStream struct {
 	rmu   sync.Mutex // held through each read of ys; guards acked
 	acked bool       // the other side knows the stream
 
-	wmu sync.Mutex // held through each write of ys
+	wmu  sync.Mutex    // held through each write, and each Close of ys
+	kick chan struct{} // see kickWriter; holds one
 
 	mu                sync.Mutex // guards the following
 	readDL, writeDL   time.Time
@@ -120,28 +121,62 @@ func (y *yamuxStream) ack() {
 	}
 }
 
+// Write implements io.Writer. The frames are written here and not by yamux, which would have each copied, and handed to a goroutine of its own and back.
 func (y *yamuxStream) Write(p []byte) (int, error) {
 	y.wmu.Lock()
 	defer y.wmu.Unlock()
-	total := 0
-	for {
-		if err := y.check(&y.writeErr, &y.writeDL); err != nil {
+	for total := 0; ; {
+		if err := y.check(&y.writeErr, &y.writeDL); err != nil || len(p) == 0 {
 			return total, err
 		}
-		n, err := y.ys.Write(p[:min(len(p), yamuxChunk)])
-		total += n
-		p = p[n:]
-		switch {
-		case err == nil && len(p) == 0:
-			return total, nil
-		case isTimeout(err) && y.m.gone.Load():
+		if y.m.gone.Load() {
 			return total, errMuxGone
-		case err == nil || isTimeout(err): // for a timeout, check tells what it was
-		case errors.Is(err, yamux.ErrStreamClosed) && !y.m.ys.IsClosed():
-			return total, errStreamClosed
-		default:
-			return total, y.m.streamErr(err)
 		}
+		n, more := y.m.conn.windows.take(y.window, min(len(p), yamuxChunk))
+		if n == 0 {
+			if !y.awaitCredit(more) {
+				return total, errMuxGone
+			}
+			continue
+		}
+		if err := y.m.conn.writeData(y.ys.StreamID(), p[:n]); err != nil {
+			y.m.fail() // what a part of was written is no frame
+			return total, errMuxGone
+		}
+		total += n
+		if p = p[n:]; len(p) == 0 {
+			return total, nil
+		}
+	}
+}
+
+// awaitCredit returns true once there is something to look at again: more was closed, the deadline passed, or somebody kicks. False
+// is the end of the session.
+func (y *yamuxStream) awaitCredit(more <-chan struct{}) bool {
+	y.mu.Lock()
+	deadline := y.writeDL
+	y.mu.Unlock()
+	var passed <-chan time.Time
+	if !deadline.IsZero() {
+		t := time.NewTimer(time.Until(deadline))
+		defer t.Stop()
+		passed = t.C
+	}
+	select {
+	case <-more:
+	case <-y.kick:
+	case <-passed:
+	case <-y.m.ys.CloseChan():
+		return false
+	}
+	return true
+}
+
+// kickWriter has a Write that waits look at its deadline, and whether it may go on.
+func (y *yamuxStream) kickWriter() {
+	select {
+	case y.kick <- struct{}{}:
+	default:
 	}
 }
 
@@ -175,7 +210,8 @@ func (y *yamuxStream) SetWriteDeadline(t time.Time) error {
 		return nil
 	}
 	y.writeDL = t
-	return y.ys.SetWriteDeadline(t)
+	y.kickWriter()
+	return nil
 }
 
 // release kicks out whoever waits, as the connection is gone. What has arrived can still be read.
@@ -183,7 +219,7 @@ func (y *yamuxStream) release() {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	_ = y.ys.SetReadDeadline(aLongTimeAgo)
-	_ = y.ys.SetWriteDeadline(aLongTimeAgo)
+	y.kickWriter()
 }
 
 // stopReading and stopWriting let nobody in any more and kick out who is. mu is held.
@@ -197,7 +233,7 @@ func (y *yamuxStream) stopReading(why error) {
 func (y *yamuxStream) stopWriting(why error) {
 	if y.writeErr == nil {
 		y.writeErr = why
-		_ = y.ys.SetWriteDeadline(aLongTimeAgo)
+		y.kickWriter()
 	}
 }
 

@@ -28,7 +28,9 @@ var errYamuxTwice = errors.New("the other side opens a stream that is open")
 // budget and baseWindow for each at the most, and there is something for the next. What a window exceeds baseWindow
 // by goes back when the reader has become slow, or the stream is gone.
 //
-// It sends nothing and reads no clock: frameConn shows it the frames, yamuxStream what was read.
+// It also counts what the other side has granted, as yamux's own writing is not used (see yamuxStream.Write).
+//
+// It sends nothing and reads no clock: frameConn shows it the frames, yamuxStream what was read and what is to be written.
 type yamuxWindows struct {
 	max int // of a stream
 
@@ -52,7 +54,13 @@ type yamuxWindow struct {
 
 	taken int       // read since since
 	since time.Time // zero: nothing was read yet
+
+	credit int           // what the other side takes, by its grants, and was not written yet
+	more   chan struct{} // closed once there is credit again; nil: nobody waits
 }
+
+// mostCredit is as much as the other side is believed to have granted: what it says beyond that would only overflow.
+const mostCredit = 1 << 30
 
 func newYamuxWindows(maximum, budget int) *yamuxWindows {
 	return &yamuxWindows{max: maximum, spare: budget, all: make(map[uint32]*yamuxWindow)}
@@ -65,8 +73,38 @@ func (s *yamuxWindows) opened(id uint32) error {
 	if s.all[id] != nil {
 		return errYamuxTwice
 	}
-	s.all[id] = &yamuxWindow{target: baseWindow, held: baseWindow, size: baseWindow}
+	s.all[id] = &yamuxWindow{target: baseWindow, held: baseWindow, size: baseWindow, credit: baseWindow}
 	return nil
+}
+
+// granted takes note that the other side takes n bytes more of a stream.
+func (s *yamuxWindows) granted(id uint32, n uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.all[id]
+	if w == nil || n == 0 {
+		return
+	}
+	w.credit = int(min(int64(w.credit)+int64(n), mostCredit))
+	if w.more != nil {
+		close(w.more)
+		w.more = nil
+	}
+}
+
+// take uses up to n bytes of what the other side takes of a stream. If that is nothing, more is closed once there is something.
+func (s *yamuxWindows) take(w *yamuxWindow, n int) (taken int, more <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.credit > 0 {
+		taken = min(n, w.credit)
+		w.credit -= taken
+		return taken, nil
+	}
+	if w.more == nil {
+		w.more = make(chan struct{})
+	}
+	return 0, w.more
 }
 
 // of returns the window of a stream that was opened, or one that does not count if it was closed since.
