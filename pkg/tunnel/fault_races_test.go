@@ -252,9 +252,8 @@ func TestFault15LaterBarrier(t *testing.T) {
 	check(err)
 	defer far.Close()
 	defer near.Close()
-	ctl, err := near.OpenStream()
-	check(err)
-	m := &yamuxMux{ys: near, ctl: ctl}
+	in := newInbox()
+	m := &yamuxMux{ys: near, ctl: &yamuxStream{in: in}}
 	barrier := func(n int) chan bool {
 		passed := make(chan bool, 1)
 		go func() { passed <- m.barrier() }()
@@ -263,17 +262,21 @@ func TestFault15LaterBarrier(t *testing.T) {
 	}
 	first := barrier(1)
 	var second chan bool
-	reads := []func() (int, error){
-		func() (int, error) { second = barrier(2); return 0, errTimeout },
-		func() (int, error) { return 5, nil }, // the reset
-		func() (int, error) { return 0, errTimeout },
-		func() (int, error) { return 0, io.EOF },
+	over := false
+	takes := []func() int{
+		func() int { second = barrier(2); return 0 },
+		func() int { return 5 }, // the reset
+		func() int { in.poke(); return 0 },
+		func() int { over = true; return 0 },
 	}
-	r := &controlReader{m: m, took: func(int) {}, ys: readFunc(func([]byte) (int, error) {
-		next := reads[0]
-		reads = reads[1:]
-		return next()
-	})}
+	r := &controlReader{
+		m: m, wake: in.wake, took: func(int) {}, over: func() bool { return over },
+		take: func([]byte) int {
+			next := takes[0]
+			takes = takes[1:]
+			return next()
+		},
+	}
 	if n, err := r.Read(make([]byte, 16)); n != 5 || err != nil {
 		t.Fatalf("read %d, %v", n, err)
 	}
@@ -286,7 +289,3 @@ func TestFault15LaterBarrier(t *testing.T) {
 	}
 	within(t, 5*time.Second, second, "the second barrier to pass")
 }
-
-type readFunc func([]byte) (int, error)
-
-func (f readFunc) Read(p []byte) (int, error) { return f(p) }

@@ -47,20 +47,15 @@ type yamuxMux struct {
 	early   map[uint32]wire.Reset
 	order   []uint32 // early's keys, oldest first
 	send    func(frame []byte, stop <-chan struct{}) error
-	ctl     *yamux.Stream
+	ctl     *yamuxStream
 	ctlDone bool            // nobody reads the control stream any more
 	waiting []chan struct{} // barriers
-	large   []*yamuxStream  // whose buffers may have to be given up
-	tidying *time.Timer     // nil: there are none
 }
-
-// tidyTime is how long a large buffer may be empty before it is given up.
-const tidyTime = 2 * time.Second
 
 // newYamuxLink takes over conn, after its handshake; raw is what conn runs on.
 func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link, error) {
 	windows := newYamuxWindows(c.StreamWindow, c.SessionWindow)
-	fc := &frameConn{Conn: conn, cork: raw, windows: windows, seen: yamuxGuard{windows: windows}}
+	fc := newFrameConn(conn, raw, windows)
 	yc := &yamux.Config{
 		AcceptBacklog:      yamuxBacklog,
 		EnableKeepAlive:    false,       // the heartbeat does it
@@ -70,10 +65,8 @@ func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link,
 		// A write that takes longer means that the session is dead, which the heartbeat
 		// finds out before.
 		ConnectionWriteTimeout: c.HeartbeatTimeout + 15*time.Second,
-		// Yamux believes to have granted this. It tops that up when less than half is left, and what our windows grant
-		// is never more.
-		MaxStreamWindowSize: 2 * uint32(c.StreamWindow),
-		Logger:              yamuxLogger{c.Logger},
+		MaxStreamWindowSize:    baseWindow, // the least that yamux takes: it sees no bytes
+		Logger:                 yamuxLogger{c.Logger},
 	}
 	m := &yamuxMux{
 		raw: raw.Conn, conn: fc, maxLive: maxLive(c),
@@ -176,9 +169,6 @@ func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 	_ = m.ys.Close()
 	m.mu.Lock()
 	m.closed = true
-	if m.tidying != nil {
-		m.tidying.Stop()
-	}
 	m.mu.Unlock()
 	m.wg.Wait()
 }
@@ -198,6 +188,9 @@ func (m *yamuxMux) release() {
 	}
 }
 
+// over says that the session has ended, or is about to.
+func (m *yamuxMux) over() bool { return m.gone.Load() || m.ys.IsClosed() }
+
 // spawn runs f in a goroutine that close waits for. It returns false once closed.
 func (m *yamuxMux) spawn(f func()) bool {
 	m.mu.Lock()
@@ -215,8 +208,6 @@ func (m *yamuxMux) fail() { _ = m.raw.Close() }
 // streamErr translates the errors that are not the stream's own affair.
 func (m *yamuxMux) streamErr(err error) error {
 	switch {
-	case errors.Is(err, yamux.ErrConnectionReset): // the other side's backlog is full
-		return &ResetError{Code: wire.Overloaded, Remote: true}
 	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
 		m.fail()
 	}
@@ -241,7 +232,8 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 
 // register makes a stream known to resets, one that came earlier included.
 func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
-	y := &yamuxStream{m: m, ys: ys, window: m.conn.windows.of(ys.StreamID()), acked: acked, kick: make(chan struct{}, 1)}
+	w := m.conn.windows.of(ys.StreamID())
+	y := &yamuxStream{m: m, ys: ys, window: w, in: w.in, acked: acked, kick: make(chan struct{}, 1)}
 	m.mu.Lock()
 	m.live[ys.StreamID()] = y
 	r, early := m.early[ys.StreamID()]
@@ -265,39 +257,6 @@ func (m *yamuxMux) forget(y *yamuxStream) {
 	delete(m.live, y.ys.StreamID())
 	m.mu.Unlock()
 	m.conn.windows.closed(y.ys.StreamID())
-}
-
-// watch has the large buffer of a stream given up once it is idle: yamux would keep it for as long as the stream lives.
-func (m *yamuxMux) watch(y *yamuxStream) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.large = append(m.large, y)
-	m.tidyLater()
-}
-
-// tidyLater sets the timer, if there is cause. mu is held.
-func (m *yamuxMux) tidyLater() {
-	if m.tidying == nil && len(m.large) > 0 && !m.closed {
-		m.tidying = time.AfterFunc(tidyTime, func() { m.spawn(m.tidy) })
-	}
-}
-
-func (m *yamuxMux) tidy() {
-	var idle []*yamuxStream
-	m.mu.Lock()
-	m.large = slices.DeleteFunc(m.large, func(y *yamuxStream) bool {
-		is := m.conn.windows.idle(y.window)
-		if is {
-			idle = append(idle, y)
-		}
-		return is
-	})
-	m.tidying = nil
-	m.tidyLater()
-	m.mu.Unlock()
-	for _, y := range idle {
-		y.ys.Shrink() // which may wait, if a frame has begun to arrive
-	}
 }
 
 // onReset is called for each reset frame, in the order of the control stream.

@@ -3,12 +3,14 @@ package tunnel
 import (
 	"crypto/tls"
 	"encoding/binary"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 )
 
-// frameConn is what yamux reads and writes. Yamux writes a frame's header and
+// frameConn is what yamux reads and writes. It shows yamux how streams begin and end, and nothing of what they carry: see frameReader, and
+// yamuxStream.Write. Yamux writes a frame's header and
 // its body apart, of which TLS would make records apart: here they are joined.
 // TLS writes each of its records apart: while a frame is written that takes
 // more than one, the connection beneath TLS is corked.
@@ -21,10 +23,10 @@ type frameConn struct {
 	windows *yamuxWindows
 	spawn   func(func()) bool // as yamuxMux has it
 
-	in   atomic.Uint64
-	seen yamuxGuard            // used by yamux's one reader
-	err  atomic.Pointer[error] // the first one
-	lost func()                // called once the connection is of no more use, before yamux knows it
+	in     atomic.Uint64         // bytes that came
+	frames *frameReader          // used by yamux's one reader
+	err    atomic.Pointer[error] // the first one
+	lost   func()                // called once the connection is of no more use, before yamux knows it
 
 	head [yamuxHeader]byte // of the frame that is being written; used by yamux's one writer, and so is body
 	body bool              // head is of a frame whose body is next
@@ -36,13 +38,29 @@ type frameConn struct {
 	granting bool       // somebody is about to write them
 }
 
+// newFrameConn takes over conn; cork is what it runs on.
+func newFrameConn(conn *tls.Conn, cork *corkConn, windows *yamuxWindows) *frameConn {
+	c := &frameConn{Conn: conn, cork: cork, windows: windows}
+	c.frames = newFrameReader(tally{conn, &c.in}, windows)
+	return c
+}
+
+// tally counts what is read.
+type tally struct {
+	io.Reader
+	n *atomic.Uint64
+}
+
 // Read implements io.Reader.
+func (t tally) Read(p []byte) (int, error) {
+	n, err := t.Reader.Read(p)
+	t.n.Add(uint64(n))
+	return n, err
+}
+
+// Read implements io.Reader, for yamux: see frameReader.
 func (c *frameConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.in.Add(uint64(n))
-	if gerr := c.seen.check(p[:n]); gerr != nil {
-		n, err = 0, gerr
-	}
+	n, err := c.frames.Read(p)
 	return n, c.note(err)
 }
 

@@ -3,7 +3,6 @@ package tunnel
 import (
 	"io"
 	"slices"
-	"time"
 )
 
 // attach takes the control stream into use for resets, and returns the reader
@@ -13,10 +12,10 @@ func (m *yamuxMux) attach(ctl muxStream, send func([]byte, <-chan struct{}) erro
 	m.conn.windows.fix(y.window)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.send, m.ctl = send, y.ys
-	return &controlReader{m: m, ys: y.ys, took: func(n int) {
-		y.took(n)
-		y.ys.Shrink() // an idle session holds no buffer for its next heartbeat
+	m.send, m.ctl = send, y
+	return &controlReader{m: m, take: y.in.take, took: y.took, wake: y.in.wake, over: func() bool {
+		over, _ := y.in.ended()
+		return over
 	}}
 }
 
@@ -24,9 +23,8 @@ func (m *yamuxMux) attach(ctl muxStream, send func([]byte, <-chan struct{}) erro
 func (m *yamuxMux) detach() { m.passAll() }
 
 // barrier returns once all control frames were obeyed that arrived before the
-// call; false means that the session ended instead. It works by a deadline on
-// the control stream: whoever reads it is told of that only when there is
-// nothing left to read.
+// call; false means that the session ended instead. Whoever reads the control
+// stream lets it pass when there is nothing left to read.
 func (m *yamuxMux) barrier() bool {
 	m.mu.Lock()
 	if m.ctl == nil || m.ctlDone {
@@ -35,8 +33,9 @@ func (m *yamuxMux) barrier() bool {
 	}
 	passed := make(chan struct{})
 	m.waiting = append(m.waiting, passed)
-	_ = m.ctl.SetReadDeadline(aLongTimeAgo)
+	ctl := m.ctl
 	m.mu.Unlock()
+	ctl.in.poke()
 	<-passed
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -50,7 +49,7 @@ func (m *yamuxMux) barriers() int {
 	return len(m.waiting)
 }
 
-// pass lets the first n of the waiting barriers go. The deadline stays for the others.
+// pass lets the first n of the waiting barriers go.
 func (m *yamuxMux) pass(n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -58,9 +57,6 @@ func (m *yamuxMux) pass(n int) {
 		close(w)
 	}
 	m.waiting = slices.Delete(m.waiting, 0, n)
-	if len(m.waiting) == 0 && m.ctl != nil && !m.gone.Load() {
-		_ = m.ctl.SetReadDeadline(time.Time{})
-	}
 }
 
 // passAll lets all go, and those to come.
@@ -75,8 +71,10 @@ func (m *yamuxMux) passAll() {
 // controlReader reads the control stream and lets barriers pass when it has read all.
 type controlReader struct {
 	m    *yamuxMux
-	ys   io.Reader
-	took func(n int) // see yamuxStream
+	take func(p []byte) int // reads what is there, and waits for nothing
+	took func(n int)        // is told of it
+	over func() bool        // nothing is there, and nothing more comes
+	wake <-chan struct{}    // has something when there is cause to look again
 }
 
 // Read implements io.Reader. It is called again only when all it returned before was obeyed.
@@ -85,21 +83,31 @@ func (r *controlReader) Read(p []byte) (int, error) {
 		// Only for those who waited before is there nothing left: what a later one waits for may have come since
 		// this read found nothing.
 		due := r.m.barriers()
-		n, err := r.ys.Read(p)
-		switch {
-		case n > 0:
+		if n := r.take(p); n > 0 || len(p) == 0 {
 			r.took(n)
 			return n, nil
-		case isTimeout(err) && !r.m.gone.Load():
-			r.m.pass(due)
-		case err == nil: // an empty p
-			return 0, nil
-		default:
-			r.m.passAll()
-			if r.m.gone.Load() {
-				err = errMuxGone
-			}
-			return 0, err
 		}
+		over := r.over()
+		if !over && !r.m.over() {
+			r.m.pass(due)
+			if r.await() {
+				continue
+			}
+		}
+		r.m.passAll()
+		if !over || r.m.over() {
+			return 0, errMuxGone
+		}
+		return 0, io.EOF
+	}
+}
+
+// await returns true once there is cause to look again, false once the session has ended.
+func (r *controlReader) await() bool {
+	select {
+	case <-r.wake:
+		return true
+	case <-r.m.ys.CloseChan():
+		return false
 	}
 }

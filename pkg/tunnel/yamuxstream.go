@@ -30,8 +30,9 @@ type yamuxStream struct {
 	m      *yamuxMux
 	ys     *yamux.Stream
 	window *yamuxWindow
+	in     *inbox // the window's
 
-	rmu   sync.Mutex // held through each read of ys; guards acked
+	rmu   sync.Mutex // held through each read; guards acked
 	acked bool       // the other side knows the stream
 
 	wmu  sync.Mutex    // held through each write, and each Close of ys
@@ -44,30 +45,64 @@ type yamuxStream struct {
 	aborted           func()
 }
 
+// Read implements io.Reader.
 func (y *yamuxStream) Read(p []byte) (int, error) {
 	y.rmu.Lock()
 	defer y.rmu.Unlock()
+	if err := y.awaitBytes(); err != nil {
+		return 0, err
+	}
+	n := y.in.take(p)
+	y.took(n)
+	return n, nil
+}
+
+// waitRead returns once there is something to read, be it an error.
+func (y *yamuxStream) waitRead() error {
+	y.rmu.Lock()
+	defer y.rmu.Unlock()
+	return y.awaitBytes()
+}
+
+// awaitBytes returns nil once there is something to read, or why there will not be. rmu is held.
+func (y *yamuxStream) awaitBytes() error {
 	for {
 		if err := y.check(&y.readErr, &y.readDL); err != nil {
-			return 0, err
+			return err
 		}
-		n, err := y.ys.Read(p)
-		switch {
-		case n > 0 || err == nil:
+		if y.in.ready() {
 			y.ack()
-			y.took(n)
-			if errors.Is(err, yamux.ErrConnectionWriteTimeout) { // a window update was lost
-				y.m.fail()
-			}
-			return n, nil
-		case err == io.EOF:
-			return 0, y.endOfFile()
-		case !isTimeout(err):
-			return 0, y.m.streamErr(err)
-		case y.m.gone.Load():
-			return 0, y.readOver()
+			return nil
 		}
-		// The deadline, or somebody who used it to kick us out: check tells.
+		over, refused := y.in.ended()
+		switch {
+		case refused: // its backlog is full
+			return &ResetError{Code: wire.Overloaded, Remote: true}
+		case over:
+			return y.endOfFile()
+		case y.m.over():
+			return y.readOver()
+		}
+		y.await(y.in.wake, nil, &y.readDL)
+	}
+}
+
+// await returns once one of the channels has something or is closed, a deadline has passed, or the session has ended.
+func (y *yamuxStream) await(one, other <-chan struct{}, deadline *time.Time) {
+	y.mu.Lock()
+	until := *deadline
+	y.mu.Unlock()
+	var passed <-chan time.Time
+	if !until.IsZero() {
+		t := time.NewTimer(time.Until(until))
+		defer t.Stop()
+		passed = t.C
+	}
+	select {
+	case <-one:
+	case <-other:
+	case <-passed:
+	case <-y.m.ys.CloseChan():
 	}
 }
 
@@ -76,19 +111,9 @@ func (y *yamuxStream) took(n int) {
 	if n == 0 {
 		return
 	}
-	grant, large := y.m.conn.windows.read(y.window, n, time.Now())
-	if large {
-		y.m.watch(y)
-	}
-	if grant > 0 {
+	if grant := y.m.conn.windows.read(y.window, n, time.Now()); grant > 0 {
 		y.m.conn.grant(y.ys.StreamID(), grant)
 	}
-}
-
-// waitRead returns once there is something to read, be it an error.
-func (y *yamuxStream) waitRead() error {
-	_, err := y.Read(nil)
-	return err
 }
 
 // endOfFile decides what the end of the bytes was: the FIN of the other side, a
@@ -121,7 +146,8 @@ func (y *yamuxStream) ack() {
 	}
 }
 
-// Write implements io.Writer. The frames are written here and not by yamux, which would have each copied, and handed to a goroutine of its own and back.
+// Write implements io.Writer. The frames are written here and not by yamux, which would copy each, hand it to a goroutine of its own, and have
+// this one wait for that.
 func (y *yamuxStream) Write(p []byte) (int, error) {
 	y.wmu.Lock()
 	defer y.wmu.Unlock()
@@ -129,14 +155,12 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 		if err := y.check(&y.writeErr, &y.writeDL); err != nil || len(p) == 0 {
 			return total, err
 		}
-		if y.m.gone.Load() {
+		if y.m.over() {
 			return total, errMuxGone
 		}
 		n, more := y.m.conn.windows.take(y.window, min(len(p), yamuxChunk))
 		if n == 0 {
-			if !y.awaitCredit(more) {
-				return total, errMuxGone
-			}
+			y.await(more, y.kick, &y.writeDL)
 			continue
 		}
 		if err := y.m.conn.writeData(y.ys.StreamID(), p[:n]); err != nil {
@@ -148,28 +172,6 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 			return total, nil
 		}
 	}
-}
-
-// awaitCredit returns true once there is something to look at again: more was closed, the deadline passed, or somebody kicks. False
-// is the end of the session.
-func (y *yamuxStream) awaitCredit(more <-chan struct{}) bool {
-	y.mu.Lock()
-	deadline := y.writeDL
-	y.mu.Unlock()
-	var passed <-chan time.Time
-	if !deadline.IsZero() {
-		t := time.NewTimer(time.Until(deadline))
-		defer t.Stop()
-		passed = t.C
-	}
-	select {
-	case <-more:
-	case <-y.kick:
-	case <-passed:
-	case <-y.m.ys.CloseChan():
-		return false
-	}
-	return true
 }
 
 // kickWriter has a Write that waits look at its deadline, and whether it may go on.
@@ -200,7 +202,8 @@ func (y *yamuxStream) SetReadDeadline(t time.Time) error {
 		return nil // a kick must not be taken back
 	}
 	y.readDL = t
-	return y.ys.SetReadDeadline(t)
+	y.in.poke()
+	return nil
 }
 
 func (y *yamuxStream) SetWriteDeadline(t time.Time) error {
@@ -216,9 +219,7 @@ func (y *yamuxStream) SetWriteDeadline(t time.Time) error {
 
 // release kicks out whoever waits, as the connection is gone. What has arrived can still be read.
 func (y *yamuxStream) release() {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	_ = y.ys.SetReadDeadline(aLongTimeAgo)
+	y.in.poke()
 	y.kickWriter()
 }
 
@@ -226,7 +227,7 @@ func (y *yamuxStream) release() {
 func (y *yamuxStream) stopReading(why error) {
 	if y.readErr == nil {
 		y.readErr = why
-		_ = y.ys.SetReadDeadline(aLongTimeAgo)
+		y.in.poke()
 	}
 }
 
@@ -307,17 +308,23 @@ func (y *yamuxStream) finish(r wire.Reset) {
 	}
 	y.rmu.Lock()
 	defer y.rmu.Unlock()
-	y.mu.Lock()
-	if !y.m.gone.Load() {
-		_ = y.ys.SetReadDeadline(time.Time{})
-	}
-	y.mu.Unlock()
-	_, _ = io.Copy(io.Discard, y.ys)
+	y.drain()
 	y.ack()
 	if r.What&wire.ResetStop != 0 {
 		y.m.barrier() // a reset that went before the FIN still finds the stream
 	}
 	y.m.forget(y)
+}
+
+// drain passes over what comes until the other side's end. It gets no more grants. rmu is held.
+func (y *yamuxStream) drain() {
+	for {
+		y.in.discard()
+		if over, _ := y.in.ended(); over || y.m.over() {
+			return
+		}
+		y.await(y.in.wake, nil, new(time.Time))
+	}
 }
 
 // fin sends the FIN, unless it went before.

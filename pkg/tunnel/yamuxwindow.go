@@ -49,8 +49,7 @@ type yamuxWindow struct {
 	over     bool // the other side will send nothing any more
 	gone     bool // the stream was closed: the window counts no more
 
-	large bool // more than baseWindow was buffered since idle last said yes
-	used  bool // something arrived since idle was last asked
+	in *inbox // what is buffered
 
 	taken int       // read since since
 	since time.Time // zero: nothing was read yet
@@ -73,7 +72,7 @@ func (s *yamuxWindows) opened(id uint32) error {
 	if s.all[id] != nil {
 		return errYamuxTwice
 	}
-	s.all[id] = &yamuxWindow{target: baseWindow, held: baseWindow, size: baseWindow, credit: baseWindow}
+	s.all[id] = &yamuxWindow{target: baseWindow, held: baseWindow, size: baseWindow, credit: baseWindow, in: newInbox()}
 	return nil
 }
 
@@ -114,7 +113,9 @@ func (s *yamuxWindows) of(id uint32) *yamuxWindow {
 	if w := s.all[id]; w != nil {
 		return w
 	}
-	return &yamuxWindow{gone: true}
+	in := newInbox()
+	in.end(false)
+	return &yamuxWindow{gone: true, in: in}
 }
 
 // fix keeps a window at what it is.
@@ -136,17 +137,27 @@ func (s *yamuxWindows) arrived(id uint32, n uint32) error {
 		return errYamuxWindow
 	}
 	w.buffered += int(n)
-	w.used = true
 	return nil
 }
 
-// ended says that nothing more comes. What came is still to be read.
-func (s *yamuxWindows) ended(id uint32) {
+// inbox is where a stream's bytes go; nil if it is not known any more.
+func (s *yamuxWindows) inbox(id uint32) *inbox {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.all[id]; w != nil {
+		return w.in
+	}
+	return nil
+}
+
+// ended says that nothing more comes. What came is still to be read. refused: the other side did not take the stream.
+func (s *yamuxWindows) ended(id uint32, refused bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w := s.all[id]; w != nil {
 		w.over, w.target, w.held = true, baseWindow, w.buffered
 		s.settle(w)
+		w.in.end(refused)
 	}
 }
 
@@ -157,22 +168,19 @@ func (s *yamuxWindows) closed(id uint32) {
 	if w := s.all[id]; w != nil {
 		s.spare += w.size - baseWindow
 		w.gone = true
+		w.in.drop()
 		delete(s.all, id)
 	}
 }
 
-// read takes note of n bytes that were read. It returns what the other side is to be granted, mostly nothing, and
-// whether the buffer has become a large one: then somebody is to ask from time to time whether it is idle.
-func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32, large bool) {
+// read takes note of n bytes that were read. It returns what the other side is to be granted, mostly nothing.
+func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !w.large && w.buffered > baseWindow {
-		w.large, large = true, true
-	}
 	w.held -= n
 	w.buffered -= n
 	if w.gone {
-		return 0, large
+		return 0
 	}
 	if !w.over {
 		s.tune(w, n, now)
@@ -182,19 +190,7 @@ func (s *yamuxWindows) read(w *yamuxWindow, n int, now time.Time) (grant uint32,
 		}
 	}
 	s.settle(w)
-	return grant, large
-}
-
-// idle says whether a large buffer is empty and has been since it was asked before: an empty one keeps its size.
-func (s *yamuxWindows) idle(w *yamuxWindow) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	idle := w.buffered == 0 && !w.used || w.gone
-	w.used = false
-	if idle {
-		w.large = false
-	}
-	return idle
+	return grant
 }
 
 // settle takes from the budget what a window has come to need, or gives back what it needs no more. mu is held.

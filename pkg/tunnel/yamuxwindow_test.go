@@ -84,7 +84,7 @@ func (m *windowsModel) step() {
 		m.close(i)
 	case k < 4 && !f.over:
 		f.over = true
-		m.s.ended(f.id)
+		m.s.ended(f.id, false)
 		f.granted = 0
 	case k < 5:
 		f.fast = !f.fast
@@ -112,7 +112,7 @@ func (m *windowsModel) read(f *flow, n int) {
 	for n > 0 {
 		one := min(n, 1+m.rng.IntN(64<<10))
 		before := f.w.target
-		grant, _ := m.s.read(f.w, one, m.now)
+		grant := m.s.read(f.w, one, m.now)
 		if f.w.target > before {
 			m.raised++
 		}
@@ -185,7 +185,7 @@ func TestYamuxWindowGrowsAndShrinks(t *testing.T) {
 	if s.spare != 64<<20 {
 		t.Errorf("%d are left when the stream is closed", s.spare)
 	}
-	if grant, _ := s.read(w, 0, now); grant > 0 || s.spare != 64<<20 {
+	if grant := s.read(w, 0, now); grant > 0 || s.spare != 64<<20 {
 		t.Error("a stream that is closed was granted something")
 	}
 }
