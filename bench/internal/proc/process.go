@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Process is a child of this one. Its standard error goes to a file and can be waited on.
+// Process is a child of this one. What it prints goes to a file and can be waited on.
 type Process struct {
 	name string
 	cmd  *exec.Cmd
@@ -31,7 +31,7 @@ func New(name, logFile string, argv ...string) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{name: name, cmd: exec.Command(argv[0], argv[1:]...), log: &logWatch{out: f, lines: map[string]chan struct{}{}}, done: make(chan struct{})}
-	p.cmd.Stderr = p.log
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL} // Ctrl-C is ours to handle
 	return p, nil
 }
@@ -129,3 +129,6 @@ func (p *Process) Seen(text string) <-chan struct{} { return p.log.seen(text) }
 
 // Name is that for a person.
 func (p *Process) Name() string { return p.name }
+
+// Tail is the end of its log.
+func (p *Process) Tail() string { return p.log.tail() }

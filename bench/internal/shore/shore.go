@@ -31,7 +31,7 @@ const startTimeout = time.Minute
 // broker may be stopped or killed and started again; its data and addresses stay.
 type Shore struct {
 	Dir    string
-	binary string // the real broker
+	Binary string // the real broker
 	API    *kubetest.Server
 	Client *admin.Client
 	Config *config.Broker
@@ -77,7 +77,7 @@ func New(dir, binary, host, overlay string, quick bool) (*Shore, error) {
 	if err := os.WriteFile(filepath.Join(dir, "broker.yaml"), text, 0o600); err != nil {
 		return nil, err
 	}
-	return &Shore{Dir: dir, binary: binary, Config: cfg, API: kubetest.Start(), Client: admin.NewClient(cfg.AdminSocket)}, nil
+	return &Shore{Dir: dir, Binary: binary, Config: cfg, API: kubetest.Start(), Client: admin.NewClient(cfg.AdminSocket)}, nil
 }
 
 // Limits says by which bounds the broker lets the nodes in.
@@ -113,7 +113,7 @@ func FreePorts(host string, n int) ([]string, error) {
 
 // Start starts the real broker and returns once it serves.
 func (s *Shore) Start(ctx context.Context) error {
-	return s.StartAs(ctx, s.binary, "serve")
+	return s.StartAs(ctx, s.Binary, "serve")
 }
 
 // StartAs starts a broker by another command, which takes --config as `broker serve` does.
