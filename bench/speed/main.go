@@ -59,7 +59,7 @@ and no multiplexing. Programs are built from this tree, and the peers from modul
 	fl.DurationVar(&o.dials, "dials", 1500*time.Millisecond, "how long is dialled")
 	fl.StringVarP(&o.output, "output", "o", "text", "text or json")
 	fl.StringVar(&o.dir, "dir", "", "keep the logs of all programs in this directory; default: a temporary one")
-	c.AddCommand(newTarget(), newNear(), newFar())
+	c.AddCommand(newFootprint(), newPage(), newTarget(), newNear(), newFar())
 	return c
 }
 
@@ -126,16 +126,25 @@ func splitPort(address string) (host string, port int, err error) {
 
 // build makes the product's programs from this tree, as `make build` does.
 func build(ctx context.Context, to string) error {
+	for _, program := range []string{"broker", "edge-agent"} {
+		if err := buildOne(ctx, filepath.Join(to, program), "./cmd/"+program); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func buildOne(ctx context.Context, to, pkg string, environ ...string) error {
 	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/mooring-edge/mooring")
 	root, err := list.Output()
 	if err != nil {
 		return fmt.Errorf("find the product's source (run this in bench/): %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to+"/", "./cmd/broker", "./cmd/edge-agent")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
 	cmd.Dir = strings.TrimSpace(string(root))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0"), environ...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the product in %s: %w\n%s", cmd.Dir, err, out)
+		return fmt.Errorf("build %s in %s: %w\n%s", pkg, cmd.Dir, err, out)
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ type mooring struct {
 	bed    *bed
 	shore  *shore.Shore
 	agents map[tunnel.Transport]*proc.Process
+	health map[tunnel.Transport]string // where each agent has its metrics
 }
 
 var transportNames = map[tunnel.Transport]string{tunnel.TransportTCP: "TLS+yamux", tunnel.TransportQUIC: "QUIC"}
@@ -39,7 +40,7 @@ func startMooring(b *bed, bin string) (*mooring, error) {
 	if err := s.Start(b.ctx); err != nil {
 		return nil, err
 	}
-	return &mooring{bed: b, shore: s, agents: map[tunnel.Transport]*proc.Process{}}, s.AddTenant(b.ctx)
+	return &mooring{bed: b, shore: s, agents: map[tunnel.Transport]*proc.Process{}, health: map[tunnel.Transport]string{}}, s.AddTenant(b.ctx)
 }
 
 // agent starts the node that has this transport.
@@ -55,17 +56,18 @@ func (m *mooring) agent(t tunnel.Transport, bin string) (*proc.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a token: %w", err)
 	}
-	dir := filepath.Join(m.bed.dir, "agent-"+string(t))
+	dir := m.agentDir(t)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	api, err := m.bed.address()
+	at, err := m.bed.addresses(2)
 	if err != nil {
 		return nil, err
 	}
+	m.health[t] = at[1]
 	cfg := config.DefaultAgent()
 	cfg.JoinFile, cfg.StateDir, cfg.Socket = filepath.Join(dir, "join.yaml"), filepath.Join(dir, "state"), filepath.Join(dir, "agent.sock")
-	cfg.HealthAddress, cfg.APIAddress, cfg.API.Advertise, cfg.Node.Console = "", api, false, ""
+	cfg.HealthAddress, cfg.APIAddress, cfg.API.Advertise, cfg.Node.Console = at[1], at[0], false, ""
 	cfg.Tunnel.Transport, cfg.Node.Name = string(t), m.node(t)
 	cfg.Kubelet.Mode, cfg.Kubelet.RootDir, cfg.Kubelet.Port = "none", filepath.Join(dir, "kubelet"), port
 	for path, what := range map[string]any{"agent.yaml": cfg, "join.yaml": token.Bundle} {
@@ -77,19 +79,26 @@ func (m *mooring) agent(t tunnel.Transport, bin string) (*proc.Process, error) {
 			return nil, err
 		}
 	}
-	agent := filepath.Join(bin, "edge-agent")
-	p, err := m.bed.run(m.node(t), "", agent, "run", "--config", filepath.Join(dir, "agent.yaml"))
-	if err != nil {
+	if err := m.launch(t, bin); err != nil {
 		return nil, err
 	}
+	agent := filepath.Join(bin, "edge-agent")
 	ctx, cancel := context.WithTimeout(m.bed.ctx, startTimeout)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, agent, "wait", "--for", "tunnel", "--socket", cfg.Socket).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("wait for the tunnel of %s: %w\n%s\nthe end of its log:\n%s", m.node(t), err, out, p.Tail())
+		return nil, fmt.Errorf("wait for the tunnel of %s: %w\n%s\nthe end of its log:\n%s", m.node(t), err, out, m.agents[t].Tail())
 	}
-	m.agents[t] = p
-	return p, nil
+	return m.agents[t], nil
 }
+
+// launch starts the agent's process, also again.
+func (m *mooring) launch(t tunnel.Transport, bin string) error {
+	p, err := m.bed.run(m.node(t), "", filepath.Join(bin, "edge-agent"), "run", "--config", filepath.Join(m.agentDir(t), "agent.yaml"))
+	m.agents[t] = p
+	return err
+}
+
+func (m *mooring) agentDir(t tunnel.Transport) string { return filepath.Join(m.bed.dir, "agent-"+string(t)) }
 
 func (m *mooring) node(t tunnel.Transport) string { return "bench-" + string(t) }
 

@@ -119,3 +119,41 @@ func short(v float64) string {
 	}
 	return fmt.Sprintf("%.0f", v)
 }
+
+// writeMarkdown prints the same as tables for a page.
+func (r *result) writeMarkdown(out io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %s. Medians of %d rounds.\n", r.Date.Format("2006-01-02"), r.Machine, len(r.Rows[0].Rounds))
+	table := func(title string, last int, cell func(w *row, f int) string) {
+		fmt.Fprintf(&b, "\n%s\n\n|", title)
+		for _, f := range figureOf[:last] {
+			fmt.Fprintf(&b, " | %s", f.name)
+		}
+		fmt.Fprintf(&b, " |\n|%s\n", strings.Repeat("---|", last+1))
+		for _, w := range r.Rows {
+			fmt.Fprintf(&b, "| %s", w.title())
+			for f := range last {
+				fmt.Fprintf(&b, " | %s", cell(w, f))
+			}
+			b.WriteString(" |\n")
+		}
+	}
+	table("Ratios to the limit (for times, less is better):", figures, func(w *row, f int) string {
+		return fmt.Sprintf("%.2f", ratio(w, r.limit(), f))
+	})
+	table("What they are of, with the least and the most of the rounds (MB/s; round trips in µs; dials a second; their times in ms):", figures, func(w *row, f int) string {
+		s, by := w.figure(f), figureOf[f].scaled
+		return fmt.Sprintf("%s (%s-%s)", short(s.median*by), short(s.least*by), short(s.most*by))
+	})
+	b.WriteString("\nWhat each program uses:\n\n| | program | CPU s / GB | CPU ms / dial | RSS, MB |\n|---|---|---|---|---|\n")
+	for _, w := range r.Rows {
+		for i, name := range w.Programs {
+			_, perGB, _ := spreadOf(each(w, func(r round) float64 { return r.CPUPerGB[i] }))
+			_, perDial, _ := spreadOf(each(w, func(r round) float64 { return r.CPUDial[i] }))
+			_, _, rss := spreadOf(each(w, func(r round) int64 { return r.RSS[i] }))
+			fmt.Fprintf(&b, "| %s | %s | %.2f | %.2f | %.0f |\n", w.title(), name, perGB, perDial*1e3, float64(rss)/1e6)
+		}
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
