@@ -94,7 +94,9 @@ func measure(ctx context.Context, chains []*chain, o options, say func(string, .
 	return r, nil
 }
 
-func (c *chain) programs() []*proc.Process { return append(append([]*proc.Process{}, c.near...), c.far...) }
+func (c *chain) programs() []*proc.Process {
+	return append(append([]*proc.Process{}, c.near...), c.far...)
+}
 
 func (c *chain) measure(ctx context.Context, d durations) (r round, err error) {
 	l := load{dial: c.dial, durations: d}

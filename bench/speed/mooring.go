@@ -98,7 +98,9 @@ func (m *mooring) launch(t tunnel.Transport, bin string) error {
 	return err
 }
 
-func (m *mooring) agentDir(t tunnel.Transport) string { return filepath.Join(m.bed.dir, "agent-"+string(t)) }
+func (m *mooring) agentDir(t tunnel.Transport) string {
+	return filepath.Join(m.bed.dir, "agent-"+string(t))
+}
 
 func (m *mooring) node(t tunnel.Transport) string { return "bench-" + string(t) }
 
