@@ -25,7 +25,7 @@ helm = $$(cd e2e && go run ./cmd/helm)
 say = @printf '\n==> %s\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help build images packages packages-check image manifests test unit race e2e image-test image-power-cuts lint demo fuzz faults bench-fleet churn tools kubernetes deps clean
+.PHONY: help build images packages packages-check image manifests test unit race e2e image-test image-power-cuts lint demo fuzz faults bench bench-fleet churn tools kubernetes deps clean
 
 help: ## Show this list
 	@echo 'make <target>, as root for demo, e2e and test:'
@@ -89,6 +89,7 @@ lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, m
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
 	cd bench && go mod tidy -diff
+	cd bench/peers && go mod tidy -diff
 	cd packaging/oci && go mod tidy -diff
 	cd packaging/tools && go mod tidy -diff
 	cd packaging/nfpm && go mod tidy -diff
@@ -98,6 +99,7 @@ lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, m
 	go build -o bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	cd e2e && go vet ./... && ../bin/staticcheck ./...
 	cd bench && go vet ./... && ../bin/staticcheck ./...
+	cd bench/peers && go vet ./... && ../../bin/staticcheck ./...
 	cd packaging/oci && go vet ./... && ../../bin/staticcheck ./...
 	$(call say,helm chart and manifests)
 	@helm=$(helm); for values in $(CHART)/ci/*-values.yaml; do \
@@ -120,6 +122,16 @@ fuzz: ## Run each fuzz target that matches FUZZ for FUZZTIME
 faults: ## List the tests of each fault and attack that the product must stand, by number
 	@git grep -hoE '(func |")(Test|Fuzz)?Fault[0-9]{2}[A-Za-z0-9]*' -- '*_test.go' | sed -E 's/^(func |")//' | \
 		sed -E 's/^((Test|Fuzz)?Fault([0-9]{2}).*)/\3  \1/' | sort -u
+
+bench: deps kubernetes ## Measure speed and size beside peers and the practical limit, and write docs/performance.md (as root; some 35 minutes)
+	@mkdir -p bin/bench
+	$(call say,the same load through Mooring and its peers and a chain that does no more than has to be done)
+	cd bench && go run ./speed -o json > ../bin/bench/speed.json.new && mv ../bin/bench/speed.json.new ../bin/bench/speed.json
+	$(call say,kubectl exec with a real Kubernetes)
+	cd e2e && go run ./cmd/execbench -o json > ../bin/bench/exec.json.new && mv ../bin/bench/exec.json.new ../bin/bench/exec.json
+	$(call say,the size of the programs and what an idle agent takes)
+	cd bench && go run ./speed footprint -o json > ../bin/bench/footprint.json.new && mv ../bin/bench/footprint.json.new ../bin/bench/footprint.json
+	cd bench && go run ./speed page --figures ../bin/bench --page ../docs/performance.md
 
 bench-fleet: ## What AGENTS idle nodes cost a broker, over each transport, and their return after kill -9 (15 minutes)
 	cd bench && go run ./fleet --agents $(AGENTS) --idle 150s --kill

@@ -16,6 +16,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/proc"
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -36,7 +38,7 @@ const (
 
 // churn has nodes come and go, while an API server dials them.
 type churn struct {
-	shore *shore
+	shore *shore.Shore
 	fleet *fleet
 	api   *apiServer
 	say   func(string, ...any)
@@ -46,16 +48,16 @@ type churn struct {
 }
 
 // startChurn starts the broker, and nodes that are all up when it returns. It begins no churn.
-func startChurn(ctx context.Context, s *shore, ids []*identity, transports []tunnel.Transport, connecting int, say func(string, ...any)) (*churn, error) {
-	if err := s.start(ctx); err != nil {
+func startChurn(ctx context.Context, s *shore.Shore, ids []*identity, transports []tunnel.Transport, connecting int, say func(string, ...any)) (*churn, error) {
+	if err := s.Start(ctx); err != nil {
 		return nil, err
 	}
-	api, err := s.apiServer(ctx)
+	api, err := newAPIServer(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	f := newFleet(s.cfg.Front.PublicEndpoint, ids, transports...)
-	f.heartbeat, f.silence = s.cfg.Tunnel.HeartbeatInterval.Duration, s.cfg.Tunnel.HeartbeatTimeout.Duration
+	f := newFleet(s.Config.Front.PublicEndpoint, ids, transports...)
+	f.heartbeat, f.silence = s.Config.Tunnel.HeartbeatInterval.Duration, s.Config.Tunnel.HeartbeatTimeout.Duration
 	ctx, cancel := context.WithTimeoutCause(ctx, backTimeout, fmt.Errorf("after %s", backTimeout))
 	defer cancel()
 	if err := errors.Join(f.start(ctx, connecting), f.await(ctx, allUp)); err != nil {
@@ -101,7 +103,7 @@ func (c *churn) run(ctx context.Context, d time.Duration) error {
 // says so in its metrics only, so it is asked again and again.
 func (c *churn) awaitOneEach(ctx context.Context) error {
 	for {
-		s, err := c.shore.metrics(ctx)
+		s, err := scrape(ctx, c.shore.Config.HealthAddress)
 		if err != nil {
 			return err
 		}
@@ -235,12 +237,12 @@ const (
 // level measures. The broker's collector is kept going by reading its metrics, which is garbage to it; nothing in it is
 // told to collect.
 func (c *churn) level(ctx context.Context) (l level, err error) {
-	s, err := c.shore.metrics(ctx)
+	s, err := scrape(ctx, c.shore.Config.HealthAddress)
 	if err != nil {
 		return l, err
 	}
 	for last := s["go_gc_duration_seconds_count"] + collections; s["go_gc_duration_seconds_count"] < last; {
-		if s, err = c.shore.metrics(ctx); err != nil {
+		if s, err = scrape(ctx, c.shore.Config.HealthAddress); err != nil {
 			return l, err
 		}
 	}
@@ -269,23 +271,23 @@ func (c *churn) lowest(ctx context.Context) (l level, err error) {
 }
 
 func (c *churn) sample(ctx context.Context) (l level, err error) {
-	pid := c.shore.broker.pid()
-	s, err := c.shore.metrics(ctx)
+	pid := c.shore.Broker.PID()
+	s, err := scrape(ctx, c.shore.Config.HealthAddress)
 	if err != nil {
 		return l, err
 	}
-	files, err := openFiles(pid)
+	files, err := proc.OpenFiles(pid)
 	if err != nil {
 		return l, err
 	}
-	own, err := openFiles(os.Getpid())
+	own, err := proc.OpenFiles(os.Getpid())
 	if err != nil {
 		return l, err
 	}
-	if l.BrokerRSS, err = rss(pid); err != nil {
+	if l.BrokerRSS, err = proc.RSS(pid); err != nil {
 		return l, err
 	}
-	if l.AgentsRSS, err = rss(os.Getpid()); err != nil {
+	if l.AgentsRSS, err = proc.RSS(os.Getpid()); err != nil {
 		return l, err
 	}
 	l.BrokerGoroutines, l.BrokerFiles = int64(s["go_goroutines"]), int64(files)

@@ -6,6 +6,6 @@
 // What it is not: the nodes have no kubelet, no disk and no API server of their own. All of them live in this process;
 // what the broker dials at one of them is echoed. The control plane is internal/kubetest, in this process too.
 //
-// The broker is shore.go's, the nodes are node.go's and fleet.go's, an API server's dials are trickle.go's; what is
+// The broker is internal/shore's, the nodes are node.go's and fleet.go's, an API server's dials are trickle.go's; what is
 // measured, and how, stands in measure.go, wan.go and churn.go.
 package main

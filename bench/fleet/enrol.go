@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/internal/admin"
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/enrollapi"
@@ -80,7 +81,7 @@ func completeAll(ids []*identity) error {
 }
 
 // enrol makes n nodes by tokens and the enrolment protocol, as a box does it.
-func (s *shore) enrol(ctx context.Context, n int, progress func(done int)) ([]*identity, error) {
+func enrolAll(ctx context.Context, s *shore.Shore, n int, progress func(done int)) ([]*identity, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(enrolWorkers)
 	var (
@@ -92,7 +93,7 @@ func (s *shore) enrol(ctx context.Context, n int, progress func(done int)) ([]*i
 	for from := 0; from < n; from += tokenUses {
 		uses := min(tokenUses, n-from)
 		g.Go(func() error {
-			token, err := s.client.CreateToken(ctx, admin.TokenRequest{Tenant: tenantName, Uses: uses, TTL: config.Duration{Duration: time.Hour}})
+			token, err := s.Client.CreateToken(ctx, admin.TokenRequest{Tenant: shore.TenantName, Uses: uses, TTL: config.Duration{Duration: time.Hour}})
 			if err != nil {
 				return fmt.Errorf("make a token: %w", err)
 			}

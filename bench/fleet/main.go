@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -175,12 +176,12 @@ func measureAll(c *cobra.Command, o options) (err error) {
 	if o.output == "json" {
 		return writeJSON(c.OutOrStdout(), all)
 	}
-	fmt.Fprintf(c.OutOrStdout(), "The broker's limits: %s.\n", s.limits())
+	fmt.Fprintf(c.OutOrStdout(), "The broker's limits: %s.\n", s.Limits())
 	return writeText(c.OutOrStdout(), all)
 }
 
 // churnAll runs the churn. The nodes have the transports in turn.
-func churnAll(c *cobra.Command, o options, s *shore, ids []*identity, transports []tunnel.Transport, say func(string, ...any)) error {
+func churnAll(c *cobra.Command, o options, s *shore.Shore, ids []*identity, transports []tunnel.Transport, say func(string, ...any)) error {
 	ctx := c.Context()
 	ch, err := startChurn(ctx, s, ids, transports, o.connecting, say)
 	if err != nil {
@@ -192,7 +193,7 @@ func churnAll(c *cobra.Command, o options, s *shore, ids []*identity, transports
 
 // prepare makes a broker with a tenant and its nodes. The broker does not run when it returns: what enrolling
 // thousands of nodes leaves in its memory must not count as there before the first session.
-func prepare(ctx context.Context, o options, host string, say func(string, ...any)) (s *shore, ids []*identity, done func() error, err error) {
+func prepare(ctx context.Context, o options, host string, say func(string, ...any)) (s *shore.Shore, ids []*identity, done func() error, err error) {
 	// The nodes are many processes in the field: their collector is not to take the broker's share of this machine.
 	debug.SetGCPercent(400)
 	dir := o.dir
@@ -212,30 +213,30 @@ func prepare(ctx context.Context, o options, host string, say func(string, ...an
 	if binary == "" {
 		say("building the broker")
 		binary = filepath.Join(dir, "broker")
-		if err := buildBroker(ctx, binary); err != nil {
+		if err := shore.Build(ctx, binary); err != nil {
 			return nil, nil, nil, err
 		}
 	}
-	if s, err = newShore(dir, binary, host, o.config, o.churn > 0); err != nil {
+	if s, err = shore.New(dir, binary, host, o.config, o.churn > 0); err != nil {
 		return nil, nil, nil, err
 	}
 	if ids, err = populate(ctx, s, o.agents, say); err != nil {
-		return nil, nil, nil, errors.Join(err, s.close())
+		return nil, nil, nil, errors.Join(err, s.Close())
 	}
-	return s, ids, func() error { return errors.Join(s.close(), remove()) }, nil
+	return s, ids, func() error { return errors.Join(s.Close(), remove()) }, nil
 }
 
 // populate enrols the nodes.
-func populate(ctx context.Context, s *shore, n int, say func(string, ...any)) ([]*identity, error) {
-	if err := s.start(ctx); err != nil {
+func populate(ctx context.Context, s *shore.Shore, n int, say func(string, ...any)) ([]*identity, error) {
+	if err := s.Start(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.addTenant(ctx); err != nil {
+	if err := s.AddTenant(ctx); err != nil {
 		return nil, err
 	}
 	say("enrolling %d nodes", n)
 	last := time.Now()
-	ids, err := s.enrol(ctx, n, func(done int) {
+	ids, err := enrolAll(ctx, s, n, func(done int) {
 		if time.Since(last) >= 5*time.Second {
 			last = time.Now()
 			say("%d of %d enrolled", done, n)
@@ -244,7 +245,7 @@ func populate(ctx context.Context, s *shore, n int, say func(string, ...any)) ([
 	if err != nil {
 		return nil, err
 	}
-	return ids, s.stop()
+	return ids, s.Stop()
 }
 
 // progress writes lines with the time since the start.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/proc"
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -26,7 +28,7 @@ const (
 // measurement is one run over one transport.
 type measurement struct {
 	options
-	shore     *shore
+	shore     *shore.Shore
 	ids       []*identity
 	transport tunnel.Transport
 	say       func(format string, args ...any)
@@ -35,8 +37,8 @@ type measurement struct {
 
 // run measures. The broker runs neither before nor after.
 func (m *measurement) run(ctx context.Context) (*report, error) {
-	m.report = &report{Transport: string(m.transport), Agents: len(m.ids), Limits: m.shore.limits()}
-	if err := m.shore.start(ctx); err != nil {
+	m.report = &report{Transport: string(m.transport), Agents: len(m.ids), Limits: m.shore.Limits()}
+	if err := m.shore.Start(ctx); err != nil {
 		return nil, err
 	}
 	if err := sleep(ctx, settleTime); err != nil {
@@ -46,11 +48,11 @@ func (m *measurement) run(ctx context.Context) (*report, error) {
 	if m.report.Memory.Before, err = m.size(ctx); err != nil {
 		return nil, err
 	}
-	api, err := m.shore.apiServer(ctx)
+	api, err := newAPIServer(ctx, m.shore)
 	if err != nil {
 		return nil, err
 	}
-	f := newFleet(m.shore.cfg.Front.PublicEndpoint, m.ids, m.transport)
+	f := newFleet(m.shore.Config.Front.PublicEndpoint, m.ids, m.transport)
 	defer f.stop()
 	if err := m.connect(ctx, f); err != nil {
 		return nil, err
@@ -68,25 +70,25 @@ func (m *measurement) run(ctx context.Context) (*report, error) {
 	}
 	m.say("switching %d nodes off", len(f.nodes))
 	f.stop()
-	return m.report, m.shore.stop()
+	return m.report, m.shore.Stop()
 }
 
 // size reads what the broker takes.
 func (m *measurement) size(ctx context.Context) (brokerSize, error) {
-	pid := m.shore.broker.pid()
-	r, err := rss(pid)
+	pid := m.shore.Broker.PID()
+	r, err := proc.RSS(pid)
 	if err != nil {
 		return brokerSize{}, err
 	}
-	mapped, err := statusBytes(pid, "RssFile")
+	mapped, err := proc.StatusBytes(pid, "RssFile")
 	if err != nil {
 		return brokerSize{}, err
 	}
-	files, err := openFiles(pid)
+	files, err := proc.OpenFiles(pid)
 	if err != nil {
 		return brokerSize{}, err
 	}
-	s, err := m.shore.metrics(ctx)
+	s, err := scrape(ctx, m.shore.Config.HealthAddress)
 	if err != nil {
 		return brokerSize{}, err
 	}
@@ -128,13 +130,13 @@ func (m *measurement) connect(ctx context.Context, f *fleet) error {
 // idleTime leaves all alone, and measures what that costs.
 func (m *measurement) idleTime(ctx context.Context) error {
 	m.say("all idle for %s", m.idle)
-	pid := m.shore.broker.pid()
+	pid := m.shore.Broker.PID()
 	begin := time.Now()
-	broker, err := cpuTime(pid)
+	broker, err := proc.CPUTime(pid)
 	if err != nil {
 		return err
 	}
-	agents, err := cpuTime(os.Getpid())
+	agents, err := proc.CPUTime(os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func (m *measurement) idleTime(ctx context.Context) error {
 	}
 	took := time.Since(begin)
 	percent := func(pid int, before time.Duration) (float64, error) {
-		now, err := cpuTime(pid)
+		now, err := proc.CPUTime(pid)
 		return 100 * float64(now-before) / float64(took), err
 	}
 	m.report.CPU.Window = took.Seconds()
@@ -158,7 +160,7 @@ func (m *measurement) idleTime(ctx context.Context) error {
 		return err
 	}
 	mem.RSSPerSession = (mem.Idle.RSS - mem.Before.RSS) / int64(len(m.ids))
-	mem.Peak, err = statusBytes(pid, "VmHWM")
+	mem.Peak, err = proc.StatusBytes(pid, "VmHWM")
 	return err
 }
 
@@ -199,8 +201,8 @@ func (m *measurement) killBroker(ctx context.Context, f *fleet, t *trickle) erro
 	t.phase(nil) // none of those that find no broker is of interest
 	begin := time.Now()
 	f.mark()
-	m.shore.kill()
-	if err := m.shore.start(ctx); err != nil {
+	m.shore.Kill()
+	if err := m.shore.Start(ctx); err != nil {
 		return err
 	}
 	k := &killFigures{Serving: time.Since(begin).Seconds()}
@@ -225,12 +227,12 @@ func (m *measurement) killBroker(ctx context.Context, f *fleet, t *trickle) erro
 	}
 	k.P50, k.P99, k.Max = quantile(back, .5).Seconds(), quantile(back, .99).Seconds(), quantile(back, 1).Seconds()
 	k.Ends, k.Dials = ends, meanwhile.latencies()
-	used, err := cpuTime(m.shore.broker.pid())
+	used, err := proc.CPUTime(m.shore.Broker.PID())
 	if err != nil {
 		return err
 	}
 	k.BrokerCPU = used.Seconds()
-	s, err := m.shore.metrics(ctx)
+	s, err := scrape(ctx, m.shore.Config.HealthAddress)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/internal/broker"
 	"github.com/mooring-edge/mooring/internal/config"
 )
@@ -45,7 +46,7 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	ports, err := freePorts("127.0.0.1", 1)
+	ports, err := shore.FreePorts("127.0.0.1", 1)
 	if err != nil {
 		return err
 	}
@@ -60,10 +61,10 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 
 	m.say("all nodes to a broker with pprof")
 	f.stop()
-	if err := m.shore.stop(); err != nil {
+	if err := m.shore.Stop(); err != nil {
 		return err
 	}
-	if err := m.shore.startAs(ctx, self, "serve-in-process"); err != nil {
+	if err := m.shore.StartAs(ctx, self, "serve-in-process"); err != nil {
 		return err
 	}
 	if err := m.connect(ctx, f); err != nil {
@@ -84,8 +85,8 @@ func (m *measurement) takeProfiles(ctx context.Context, f *fleet) error {
 		}
 	}
 	m.say("kill -9 of this broker, and a profile of what the return of all costs")
-	m.shore.kill()
-	if err := m.shore.startAs(ctx, self, "serve-in-process"); err != nil {
+	m.shore.Kill()
+	if err := m.shore.StartAs(ctx, self, "serve-in-process"); err != nil {
 		return err
 	}
 	if err := save(ctx, filepath.Join(dir, "cpu-return.pb.gz"), profiles+"profile?seconds=30"); err != nil {

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/internal/admin"
 	"github.com/mooring-edge/mooring/internal/config"
 )
@@ -30,8 +31,8 @@ type apiServer struct {
 	tls     *tls.Config
 }
 
-func (s *shore) apiServer(ctx context.Context) (*apiServer, error) {
-	e, err := s.client.IssueEgress(ctx, admin.EgressRequest{Tenant: tenantName, TTL: config.Duration{Duration: 24 * time.Hour}})
+func newAPIServer(ctx context.Context, s *shore.Shore) (*apiServer, error) {
+	e, err := s.Client.IssueEgress(ctx, admin.EgressRequest{Tenant: shore.TenantName, TTL: config.Duration{Duration: 24 * time.Hour}})
 	if err != nil {
 		return nil, fmt.Errorf("issue the egress certificate: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -56,7 +57,7 @@ func measureWAN(ctx context.Context, o options, transports []tunnel.Transport, s
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	file := filepath.Join(s.dir, "nodes.json")
+	file := filepath.Join(s.Dir, "nodes.json")
 	data, err := json.Marshal(ids)
 	if err != nil {
 		return nil, err
@@ -64,7 +65,7 @@ func measureWAN(ctx context.Context, o options, transports []tunnel.Transport, s
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return nil, err
 	}
-	if err := s.start(ctx); err != nil {
+	if err := s.Start(ctx); err != nil {
 		return nil, err
 	}
 	for _, t := range transports {
@@ -78,7 +79,7 @@ func measureWAN(ctx context.Context, o options, transports []tunnel.Transport, s
 }
 
 // measure runs the nodes, which are those in the file, in a process at the far end of the link.
-func (l *link) measure(ctx context.Context, o options, s *shore, file string, t tunnel.Transport, say func(string, ...any)) (*wanReport, error) {
+func (l *link) measure(ctx context.Context, o options, s *shore.Shore, file string, t tunnel.Transport, say func(string, ...any)) (*wanReport, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -89,7 +90,7 @@ func (l *link) measure(ctx context.Context, o options, s *shore, file string, t 
 	}
 	say("connecting %d nodes over %s, behind the link", o.agents, t)
 	cmd := exec.CommandContext(ctx, "nsenter", "--net=/run/netns/"+l.netns, "--", self, "nodes",
-		"--identities", file, "--endpoint", s.cfg.Front.PublicEndpoint, "--transport", string(t), "--connecting", fmt.Sprint(o.connecting))
+		"--identities", file, "--endpoint", s.Config.Front.PublicEndpoint, "--transport", string(t), "--connecting", fmt.Sprint(o.connecting))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -27,6 +27,7 @@ type Tenant struct {
 
 	platform *Platform
 	procs    []*Proc
+	ways     int // Ways that there are
 }
 
 // Kubeconfig has all rights from the first moment, before RBAC exists.

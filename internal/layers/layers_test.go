@@ -106,7 +106,7 @@ var forbidden = []struct {
 	},
 	{
 		in:      []string{"cmd/edge-agent"},
-		imports: []string{"k8s.io/client-go/kubernetes", "go.etcd.io/", module + "internal/store", module + "internal/broker"},
+		imports: []string{"k8s.io/client-go", "go.etcd.io/", module + "internal/store", module + "internal/broker"},
 		deep:    true,
 		reason:  "the agent stays lean: nothing of the broker's weight reaches it",
 	},

@@ -14,51 +14,70 @@ import (
 	"net/http"
 	"time"
 
-	certsv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/client-go/rest"
-
 	"github.com/mooring-edge/mooring/pkg/join/kubelet"
 )
+
+// csrPath is where certificate requests are, at an API server.
+const csrPath = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+
+// certificateRequest is a CertificateSigningRequest of certificates.k8s.io/v1, as far as it is written and read here.
+type certificateRequest struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Metadata   struct {
+		Name string `json:"name"`
+	} `json:"metadata"`
+	Spec struct {
+		Request    []byte   `json:"request"` // PEM
+		SignerName string   `json:"signerName"`
+		Usages     []string `json:"usages"`
+	} `json:"spec"`
+	Status struct {
+		Certificate []byte `json:"certificate,omitempty"` // PEM
+		Conditions  []struct {
+			Type    string `json:"type"`
+			Status  string `json:"status"`
+			Reason  string `json:"reason"`
+			Message string `json:"message"`
+		} `json:"conditions,omitempty"`
+	} `json:"status"`
+}
 
 // requestCertificate gets the kubelet's client certificate from the control plane's own signer, by way of
 // the local API endpoint.
 func (j *Joiner) requestCertificate(ctx context.Context, node string, g *grant, key *ecdsa.PrivateKey) ([]byte, error) {
-	api, closeIdle, err := apiClient(j.cfg.APIAddress, j.cfg.RequestTimeout, j.clock.Now, g)
+	api, err := j.newAPIServer(g.record.APIServerName, []byte(g.record.APIServerCA), nil)
 	if err != nil {
 		return nil, err
 	}
-	defer closeIdle()
+	defer api.close()
+	api.token = g.token
 	want, err := newCSR(node, key)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.IssueTimeout)
 	defer cancel()
-	j.cfg.Report(Progress{Step: StepBootstrap, Doing: fmt.Sprintf("asking the API server of tenant %s for the kubelet's certificate (%s)", g.record.Tenant, want.Name)})
-	err = api.Post().Resource("certificatesigningrequests").Body(want).Do(ctx).Error()
+	j.cfg.Report(Progress{Step: StepBootstrap, Doing: fmt.Sprintf("asking the API server of tenant %s for the kubelet's certificate (%s)", g.record.Tenant, want.Metadata.Name)})
+	err = api.do(ctx, http.MethodPost, csrPath, want, nil)
 	// "Already exists" is this key's own request, made before this process was killed.
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return nil, j.apiError("create", want.Name, err)
+	if err != nil && !isStatus(err, http.StatusConflict, "AlreadyExists") {
+		return nil, j.apiError("create", want.Metadata.Name, err)
 	}
 	if err := j.reached(csrCreated); err != nil {
 		return nil, err
 	}
-	return j.awaitCertificate(ctx, api, want.Name)
+	return j.awaitCertificate(ctx, api, want.Metadata.Name)
 }
 
 // awaitCertificate looks again and again, at a growing pace: the answer takes well under a second as a
 // rule, and a watch through a tunnel that may break is no simpler.
-func (j *Joiner) awaitCertificate(ctx context.Context, api rest.Interface, name string) ([]byte, error) {
+func (j *Joiner) awaitCertificate(ctx context.Context, api *apiServer, name string) ([]byte, error) {
 	const longest = 5 * time.Second
 	for pace := 200 * time.Millisecond; ; pace = min(pace*3/2, longest) {
-		var csr certsv1.CertificateSigningRequest
-		if err := api.Get().Resource("certificatesigningrequests").Name(name).Do(ctx).Into(&csr); err != nil {
-			if apierrors.IsNotFound(err) {
+		var csr certificateRequest
+		if err := api.do(ctx, http.MethodGet, csrPath+"/"+name, nil, &csr); err != nil {
+			if isStatus(err, http.StatusNotFound, "") {
 				return nil, fmt.Errorf("certificate request %s is gone from the API server; making it again", name)
 			}
 			return nil, j.apiError("read", name, err)
@@ -81,10 +100,10 @@ func (j *Joiner) awaitCertificate(ctx context.Context, api rest.Interface, name 
 }
 
 // verdict is the error for a request that will not get a certificate.
-func verdict(csr *certsv1.CertificateSigningRequest) error {
+func verdict(csr *certificateRequest) error {
 	for _, c := range csr.Status.Conditions {
-		if (c.Type == certsv1.CertificateDenied || c.Type == certsv1.CertificateFailed) && c.Status != corev1.ConditionFalse {
-			return fmt.Errorf("certificate request %s: %s: %s %s", csr.Name, c.Type, c.Reason, c.Message)
+		if (c.Type == "Denied" || c.Type == "Failed") && c.Status != "False" {
+			return fmt.Errorf("certificate request %s: %s: %s %s", csr.Metadata.Name, c.Type, c.Reason, c.Message)
 		}
 	}
 	return nil
@@ -92,14 +111,14 @@ func verdict(csr *certsv1.CertificateSigningRequest) error {
 
 // apiError says what to make of an error from the API server.
 func (j *Joiner) apiError(verb, name string, err error) error {
-	if apierrors.IsUnauthorized(err) {
+	if isStatus(err, http.StatusUnauthorized, "") {
 		j.grant = nil // the bootstrap token has died: the next attempt asks for another
 		return fmt.Errorf("%s certificate request %s: the API server does not know the bootstrap token (yet, or any more): %w", verb, name, err)
 	}
-	if apierrors.IsForbidden(err) {
+	if isStatus(err, http.StatusForbidden, "") {
 		return fmt.Errorf("%s certificate request %s: the control plane lacks the broker's role bindings for joining nodes: %w", verb, name, err)
 	}
-	var status apierrors.APIStatus
+	var status *statusError
 	if errors.As(err, &status) {
 		return fmt.Errorf("%s certificate request %s: the API server says: %w", verb, name, err)
 	}
@@ -107,7 +126,7 @@ func (j *Joiner) apiError(verb, name string, err error) error {
 }
 
 // newCSR is the request that the kubelet itself would make, under a name that belongs to the key.
-func newCSR(node string, key *ecdsa.PrivateKey) (*certsv1.CertificateSigningRequest, error) {
+func newCSR(node string, key *ecdsa.PrivateKey) (*certificateRequest, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: kubelet.UserName(node), Organization: []string{"system:nodes"}},
 	}, key)
@@ -119,47 +138,12 @@ func newCSR(node string, key *ecdsa.PrivateKey) (*certsv1.CertificateSigningRequ
 		return nil, err
 	}
 	sum := sha256.Sum256(append(spki, node...))
-	return &certsv1.CertificateSigningRequest{
-		TypeMeta:   metav1.TypeMeta{APIVersion: certsv1.SchemeGroupVersion.String(), Kind: "CertificateSigningRequest"},
-		ObjectMeta: metav1.ObjectMeta{Name: "mooring-node-" + hex.EncodeToString(sum[:20])},
-		Spec: certsv1.CertificateSigningRequestSpec{
-			Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
-			SignerName: certsv1.KubeAPIServerClientKubeletSignerName,
-			Usages:     []certsv1.KeyUsage{certsv1.UsageDigitalSignature, certsv1.UsageClientAuth},
-		},
-	}, nil
-}
-
-// apiClient speaks to the tenant's API server with the bootstrap token. The second result frees its connections.
-// now is the time to judge its certificate by.
-func apiClient(address string, timeout time.Duration, now func() time.Time, g *grant) (rest.Interface, func(), error) {
-	scheme := runtime.NewScheme()
-	if err := certsv1.AddToScheme(scheme); err != nil {
-		return nil, nil, err
-	}
-	conf := &rest.Config{
-		Host: "https://" + address, APIPath: "/apis", BearerToken: g.token, UserAgent: "edge-agent",
-		TLSClientConfig: rest.TLSClientConfig{ServerName: g.record.APIServerName, CAData: []byte(g.record.APIServerCA)},
-		QPS:             -1, // its pace is awaitCertificate's
-		ContentConfig: rest.ContentConfig{
-			GroupVersion:         &certsv1.SchemeGroupVersion,
-			NegotiatedSerializer: serializer.NewCodecFactory(scheme).WithoutConversion(),
-			ContentType:          runtime.ContentTypeJSON,
-		},
-	}
-	tlsConf, err := rest.TLSConfigFor(conf)
-	if err != nil {
-		return nil, nil, err
-	}
-	tlsConf.Time = now
-	// A transport of its own: client-go keeps its shared ones, with their connections, for ever.
-	transport := &http.Transport{TLSClientConfig: tlsConf}
-	wrapped, err := rest.HTTPWrappersForConfig(conf, transport)
-	if err != nil {
-		return nil, nil, err
-	}
-	client, err := rest.RESTClientForConfigAndClient(conf, &http.Client{Transport: wrapped, Timeout: timeout})
-	return client, transport.CloseIdleConnections, err
+	csr := &certificateRequest{APIVersion: "certificates.k8s.io/v1", Kind: "CertificateSigningRequest"}
+	csr.Metadata.Name = "mooring-node-" + hex.EncodeToString(sum[:20])
+	csr.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	csr.Spec.SignerName = "kubernetes.io/kube-apiserver-client-kubelet"
+	csr.Spec.Usages = []string{"digital signature", "client auth"}
+	return csr, nil
 }
 
 func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {

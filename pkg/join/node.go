@@ -2,22 +2,14 @@ package join
 
 import (
 	"context"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/mooring-edge/mooring/internal/durable"
 )
-
-// maxNode bounds what is read of a Node object, in bytes: 50 names of images are the most of it.
-const maxNode = 1 << 20
 
 // PodCIDRs returns where the addresses of the node's pods are taken from, by the node's own object at its API server:
 // asked with the kubelet's certificate, over TLS with that server, by way of the local API endpoint. None: the control
@@ -27,43 +19,19 @@ func (j *Joiner) PodCIDRs(ctx context.Context, id *Identity) ([]netip.Prefix, er
 	if err != nil {
 		return nil, err
 	}
-	pair, err := durable.ReadFile(j.paths.ClientCertificate(), maxNode)
+	pair, err := durable.ReadFile(j.paths.ClientCertificate(), maxObject)
 	if err != nil {
 		return nil, err
 	}
-	conf, err := rest.TLSConfigFor(&rest.Config{TLSClientConfig: rest.TLSClientConfig{
-		ServerName: rec.APIServerName, CAData: []byte(rec.APIServerCA), CertData: pair, KeyData: pair,
-	}})
+	api, err := j.newAPIServer(rec.APIServerName, []byte(rec.APIServerCA), pair)
 	if err != nil {
 		return nil, err
 	}
-	return j.readNode(ctx, conf, rec.Node)
+	defer api.close()
+	return j.readNode(ctx, api, rec.Node)
 }
 
-func (j *Joiner) readNode(ctx context.Context, conf *tls.Config, node string) ([]netip.Prefix, error) {
-	conf.Time = j.clock.Now
-	client := &http.Client{Timeout: j.cfg.RequestTimeout, Transport: &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+j.cfg.APIAddress+"/api/v1/nodes/"+url.PathEscape(node), nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "edge-agent")
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("read Node %s at %s (tunnel down, or API server away?): %w", node, j.cfg.APIAddress, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxNode))
-	if err != nil {
-		return nil, fmt.Errorf("read Node %s: %w", node, err)
-	}
-	if resp.StatusCode == http.StatusNotFound {
-		return nil, nil // its kubelet has not registered yet
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("read Node %s: the API server says %s", node, resp.Status)
-	}
+func (j *Joiner) readNode(ctx context.Context, api *apiServer, node string) ([]netip.Prefix, error) {
 	// These fields alone: the typed object would weigh more than all else here.
 	var obj struct {
 		Spec struct {
@@ -71,8 +39,15 @@ func (j *Joiner) readNode(ctx context.Context, conf *tls.Config, node string) ([
 			PodCIDRs []string `json:"podCIDRs"`
 		} `json:"spec"`
 	}
-	if err := json.Unmarshal(body, &obj); err != nil {
-		return nil, fmt.Errorf("read Node %s: %w", node, err)
+	err := api.do(ctx, http.MethodGet, "/api/v1/nodes/"+url.PathEscape(node), nil, &obj)
+	var status *statusError
+	switch {
+	case isStatus(err, http.StatusNotFound, ""):
+		return nil, nil // its kubelet has not registered yet
+	case errors.As(err, &status):
+		return nil, fmt.Errorf("read Node %s: the API server says: %w", node, err)
+	case err != nil:
+		return nil, fmt.Errorf("read Node %s at %s (tunnel down, or API server away?): %w", node, j.cfg.APIAddress, err)
 	}
 	texts := obj.Spec.PodCIDRs
 	if len(texts) == 0 && obj.Spec.PodCIDR != "" {

@@ -21,7 +21,6 @@ import (
 	"strconv"
 	"strings"
 
-	clientcmdv1 "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/mooring-edge/mooring/internal/durable"
@@ -146,20 +145,54 @@ func (r *Rendered) Hash() string {
 
 const header = "# Written by edge-agent at each start. Lasting changes go into its own configuration (kubelet.*).\n"
 
+// kubeconfigFile is a kubeconfig as far as one is written here. client-go's type (tools/clientcmd/api/v1), which it is read by, would bring what
+// converts it.
+type kubeconfigFile struct {
+	APIVersion     string         `json:"apiVersion"`
+	Kind           string         `json:"kind"`
+	Clusters       []namedCluster `json:"clusters"`
+	Users          []namedUser    `json:"users"`
+	Contexts       []namedContext `json:"contexts"`
+	CurrentContext string         `json:"current-context"`
+}
+
+type namedCluster struct {
+	Name    string `json:"name"`
+	Cluster struct {
+		Server        string `json:"server"`
+		TLSServerName string `json:"tls-server-name"`
+		CA            []byte `json:"certificate-authority-data"`
+	} `json:"cluster"`
+}
+
+type namedUser struct {
+	Name string `json:"name"`
+	User struct {
+		Certificate string `json:"client-certificate"`
+		Key         string `json:"client-key"`
+	} `json:"user"`
+}
+
+type namedContext struct {
+	Name    string `json:"name"`
+	Context struct {
+		Cluster string `json:"cluster"`
+		User    string `json:"user"`
+	} `json:"context"`
+}
+
 // kubeconfig points the kubelet at the local API endpoint, with the certificate that it rotates itself.
 func kubeconfig(s Settings) ([]byte, error) {
 	const name = "mooring"
-	pair := s.Paths.ClientCertificate()
-	out, err := yaml.Marshal(clientcmdv1.Config{
-		APIVersion: "v1", Kind: "Config",
-		Clusters: []clientcmdv1.NamedCluster{{Name: name, Cluster: clientcmdv1.Cluster{
-			Server:                   "https://" + s.APIAddress,
-			TLSServerName:            s.APIServerName,
-			CertificateAuthorityData: s.APIServerCA,
-		}}},
-		AuthInfos:      []clientcmdv1.NamedAuthInfo{{Name: name, AuthInfo: clientcmdv1.AuthInfo{ClientCertificate: pair, ClientKey: pair}}},
-		Contexts:       []clientcmdv1.NamedContext{{Name: name, Context: clientcmdv1.Context{Cluster: name, AuthInfo: name}}},
-		CurrentContext: name,
+	cluster, user, current := namedCluster{Name: name}, namedUser{Name: name}, namedContext{Name: name}
+	cluster.Cluster.Server = "https://" + s.APIAddress
+	cluster.Cluster.TLSServerName = s.APIServerName
+	cluster.Cluster.CA = s.APIServerCA
+	user.User.Certificate, user.User.Key = s.Paths.ClientCertificate(), s.Paths.ClientCertificate()
+	current.Context.Cluster, current.Context.User = name, name
+	out, err := yaml.Marshal(kubeconfigFile{
+		APIVersion: "v1", Kind: "Config", CurrentContext: name,
+		Clusters: []namedCluster{cluster}, Users: []namedUser{user}, Contexts: []namedContext{current},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("render the kubelet's kubeconfig: %w", err)

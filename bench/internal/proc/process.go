@@ -1,4 +1,5 @@
-package main
+// Package proc runs the programs that are measured, and reads what they use.
+package proc
 
 import (
 	"bytes"
@@ -14,8 +15,8 @@ import (
 	"time"
 )
 
-// process is a child of this one. Its standard error goes to a file and can be waited on.
-type process struct {
+// Process is a child of this one. What it prints goes to a file and can be waited on.
+type Process struct {
 	name string
 	cmd  *exec.Cmd
 	log  *logWatch
@@ -23,20 +24,20 @@ type process struct {
 	err  error         // set before done is closed
 }
 
-// start runs a program whose log is appended to a file.
-func start(name, logFile string, argv ...string) (*process, error) {
+// New prepares a program whose log is appended to a file. name is for a person.
+func New(name, logFile string, argv ...string) (*Process, error) {
 	f, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, cmd: exec.Command(argv[0], argv[1:]...), log: &logWatch{out: f, lines: map[string]chan struct{}{}}, done: make(chan struct{})}
-	p.cmd.Stderr = p.log
+	p := &Process{name: name, cmd: exec.Command(argv[0], argv[1:]...), log: &logWatch{out: f, lines: map[string]chan struct{}{}}, done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL} // Ctrl-C is ours to handle
 	return p, nil
 }
 
-// run starts it. What is to be seen in its log has been asked for by then.
-func (p *process) run() error {
+// Run starts it. What is to be seen in its log has been asked for by then.
+func (p *Process) Run() error {
 	if err := p.cmd.Start(); err != nil {
 		p.log.out.Close()
 		return fmt.Errorf("start %s: %w", p.name, err)
@@ -49,10 +50,11 @@ func (p *process) run() error {
 	return nil
 }
 
-func (p *process) pid() int { return p.cmd.Process.Pid }
+// PID is its process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// await returns when seen is closed, which is a channel of its log.
-func (p *process) await(ctx context.Context, seen <-chan struct{}) error {
+// Await returns when seen is closed, which is a channel of Seen.
+func (p *Process) Await(ctx context.Context, seen <-chan struct{}) error {
 	select {
 	case <-seen:
 		return nil
@@ -63,20 +65,20 @@ func (p *process) await(ctx context.Context, seen <-chan struct{}) error {
 	}
 }
 
-// kill ends the process as kill -9 does, and waits for its end.
-func (p *process) kill() {
+// Kill ends the process as kill -9 does, and waits for its end.
+func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
 
-// stop asks the process to end, and kills it if it has not in half a minute.
-func (p *process) stop() error {
+// Stop asks the process to end, and kills it if it has not in half a minute.
+func (p *Process) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
 		return p.err
 	case <-time.After(30 * time.Second):
-		p.kill()
+		p.Kill()
 		return errors.New(p.name + " did not stop within 30 s, and was killed")
 	}
 }
@@ -121,3 +123,12 @@ func (l *logWatch) tail() string {
 	defer l.mu.Unlock()
 	return strings.ToValidUTF8(string(l.last[max(0, len(l.last)-logTail):]), "?")
 }
+
+// Seen returns a channel that is closed once text was in its log. It is asked for before Run.
+func (p *Process) Seen(text string) <-chan struct{} { return p.log.seen(text) }
+
+// Name is that for a person.
+func (p *Process) Name() string { return p.name }
+
+// Tail is the end of its log.
+func (p *Process) Tail() string { return p.log.tail() }

@@ -1,4 +1,5 @@
-package main
+// Package shore is the platform's side of a benchmark: the real broker, and a stand-in for a tenant's API server.
+package shore
 
 import (
 	"context"
@@ -14,36 +15,37 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/mooring-edge/mooring/bench/internal/proc"
 	"github.com/mooring-edge/mooring/internal/admin"
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/kubetest"
 )
 
-// tenantName is the one tenant that all nodes are of.
-const tenantName = "fleet"
+// TenantName is the one tenant that all nodes are of.
+const TenantName = "fleet"
 
 // startTimeout bounds the start of a broker, with thousands of nodes in its store.
 const startTimeout = time.Minute
 
-// shore is the platform's side: a broker, in a process of its own, and the stand-in for its tenant's API server. The
+// Shore is the platform's side: a broker, in a process of its own, and the stand-in for its tenant's API server. The
 // broker may be stopped or killed and started again; its data and addresses stay.
-type shore struct {
-	dir    string
-	binary string // the real broker
-	api    *kubetest.Server
-	client *admin.Client
-	cfg    *config.Broker
+type Shore struct {
+	Dir    string
+	Binary string // the real broker
+	API    *kubetest.Server
+	Client *admin.Client
+	Config *config.Broker
 
-	broker *process // nil: it does not run
+	Broker *proc.Process // nil: it does not run
 }
 
-// newShore prepares a broker below dir that is reached at host, an IP address of this machine. It starts none. overlay is
+// New prepares a broker below dir that is reached at host, an IP address of this machine. It starts none. overlay is
 // a file that is laid over the broker's configuration; empty: none. quick has dead sessions found within seconds: churn makes many.
-func newShore(dir, binary, host, overlay string, quick bool) (*shore, error) {
+func New(dir, binary, host, overlay string, quick bool) (*Shore, error) {
 	cfg := config.DefaultBroker()
 	cfg.DataDir = filepath.Join(dir, "data")
 	cfg.AdminSocket = filepath.Join(dir, "broker.sock")
-	ports, err := freePorts(host, 3)
+	ports, err := FreePorts(host, 3)
 	if err != nil {
 		return nil, err
 	}
@@ -75,19 +77,19 @@ func newShore(dir, binary, host, overlay string, quick bool) (*shore, error) {
 	if err := os.WriteFile(filepath.Join(dir, "broker.yaml"), text, 0o600); err != nil {
 		return nil, err
 	}
-	return &shore{dir: dir, binary: binary, cfg: cfg, api: kubetest.Start(), client: admin.NewClient(cfg.AdminSocket)}, nil
+	return &Shore{Dir: dir, Binary: binary, Config: cfg, API: kubetest.Start(), Client: admin.NewClient(cfg.AdminSocket)}, nil
 }
 
-// limits says by which bounds the broker lets the nodes in.
-func (s *shore) limits() string {
-	l := s.cfg.Front.Limits
+// Limits says by which bounds the broker lets the nodes in.
+func (s *Shore) Limits() string {
+	l := s.Config.Front.Limits
 	return fmt.Sprintf("acceptRate %d/s, acceptRatePerSource %d/s, maxUnauthenticated %d, maxUnauthenticatedPerSource %d",
 		l.AcceptRate, l.AcceptRatePerSource, l.MaxUnauthenticated, l.MaxUnauthenticatedPerSource)
 }
 
-// freePorts finds ports that nobody listens on, by TCP or UDP. They are below the range from which the kernel takes the
+// FreePorts finds ports that nobody listens on, by TCP or UDP. They are below the range from which the kernel takes the
 // ports of connections: while the broker is down, one of its own nodes must not get them.
-func freePorts(host string, n int) ([]string, error) {
+func FreePorts(host string, n int) ([]string, error) {
 	var ports []string
 	for port := 21000 + os.Getpid()%4000; port < 32000 && len(ports) < n; port++ {
 		at := net.JoinHostPort(host, strconv.Itoa(port))
@@ -109,63 +111,58 @@ func freePorts(host string, n int) ([]string, error) {
 	return ports, nil
 }
 
-// start starts the real broker and returns once it serves.
-func (s *shore) start(ctx context.Context) error {
-	return s.startAs(ctx, s.binary, "serve")
+// Start starts the real broker and returns once it serves.
+func (s *Shore) Start(ctx context.Context) error {
+	return s.StartAs(ctx, s.Binary, "serve")
 }
 
-// startAs starts a broker by another command, which takes --config as `broker serve` does.
-func (s *shore) startAs(ctx context.Context, argv ...string) error {
+// StartAs starts a broker by another command, which takes --config as `broker serve` does.
+func (s *Shore) StartAs(ctx context.Context, argv ...string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("it does not serve after %s", startTimeout))
 	defer cancel()
-	p, err := start("the broker", filepath.Join(s.dir, "broker.log"), append(argv, "--config", filepath.Join(s.dir, "broker.yaml"))...)
+	p, err := proc.New("the broker", filepath.Join(s.Dir, "broker.log"), append(argv, "--config", filepath.Join(s.Dir, "broker.yaml"))...)
 	if err != nil {
 		return err
 	}
-	serves := p.log.seen("condition=Egress status=True")
-	if err := p.run(); err != nil {
+	serves := p.Seen("condition=Egress status=True")
+	if err := p.Run(); err != nil {
 		return err
 	}
-	s.broker = p
-	return p.await(ctx, serves)
+	s.Broker = p
+	return p.Await(ctx, serves)
 }
 
-// stop ends the broker in the ordinary way.
-func (s *shore) stop() error {
-	if s.broker == nil {
+// Stop ends the broker in the ordinary way.
+func (s *Shore) Stop() error {
+	if s.Broker == nil {
 		return nil
 	}
-	err := s.broker.stop()
-	s.broker = nil
+	err := s.Broker.Stop()
+	s.Broker = nil
 	return err
 }
 
-// kill ends the broker as kill -9 does.
-func (s *shore) kill() {
-	s.broker.kill()
-	s.broker = nil
+// Kill ends the broker as kill -9 does.
+func (s *Shore) Kill() {
+	s.Broker.Kill()
+	s.Broker = nil
 }
 
-// close ends everything.
-func (s *shore) close() error {
-	err := s.stop()
-	s.api.Close()
+// Close ends everything.
+func (s *Shore) Close() error {
+	err := s.Stop()
+	s.API.Close()
 	return err
 }
 
-// addTenant makes the tenant known to the broker.
-func (s *shore) addTenant(ctx context.Context) error {
-	_, err := s.client.AddTenant(ctx, admin.TenantRequest{Name: tenantName, Kubeconfig: s.api.Kubeconfig()})
+// AddTenant makes the tenant known to the broker.
+func (s *Shore) AddTenant(ctx context.Context) error {
+	_, err := s.Client.AddTenant(ctx, admin.TenantRequest{Name: TenantName, Kubeconfig: s.API.Kubeconfig()})
 	return err
-}
-
-// metrics reads the broker's.
-func (s *shore) metrics(ctx context.Context) (samples, error) {
-	return scrape(ctx, s.cfg.HealthAddress)
 }
 
 // buildBroker builds the real broker from the tree that this module is in, as `make build` does.
-func buildBroker(ctx context.Context, to string) error {
+func Build(ctx context.Context, to string) error {
 	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/mooring-edge/mooring")
 	root, err := list.Output()
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package proc
 
 import (
 	"bytes"
@@ -12,11 +12,11 @@ import (
 // clockTick is the unit of CPU time in /proc/PID/stat. It is 10 ms on every Linux that Go runs on.
 const clockTick = 10 * time.Millisecond
 
-// rss returns a process' resident memory in bytes.
-func rss(pid int) (int64, error) { return statusBytes(pid, "VmRSS") }
+// RSS returns a process' resident memory in bytes.
+func RSS(pid int) (int64, error) { return StatusBytes(pid, "VmRSS") }
 
-// statusBytes returns a size in a process' status.
-func statusBytes(pid int, key string) (int64, error) {
+// StatusBytes returns a size in a process' status.
+func StatusBytes(pid int, key string) (int64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
@@ -30,8 +30,8 @@ func statusBytes(pid int, key string) (int64, error) {
 	return 0, fmt.Errorf("process %d: no %s in its status", pid, key)
 }
 
-// cpuTime returns how much CPU a process has used, in user and kernel mode.
-func cpuTime(pid int) (time.Duration, error) {
+// CPUTime returns how much CPU a process has used, in user and kernel mode.
+func CPUTime(pid int) (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
@@ -53,8 +53,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * clockTick, nil
 }
 
-// openFiles returns how many file descriptors a process has open.
-func openFiles(pid int) (int, error) {
+// OpenFiles returns how many file descriptors a process has open.
+func OpenFiles(pid int) (int, error) {
 	d, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		return 0, err

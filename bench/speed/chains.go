@@ -1,0 +1,78 @@
+package main
+
+import (
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/mooring-edge/mooring/pkg/tunnel"
+)
+
+// chains starts all that are asked for, in the order of the tables.
+func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*chain, err error) {
+	wanted := func(name string) bool {
+		return o.only == "" || name == limitName || slices.ContainsFunc(strings.Split(o.only, ","), func(s string) bool {
+			return strings.Contains(strings.ToLower(name), strings.ToLower(strings.TrimSpace(s)))
+		})
+	}
+	add := func(name string, make func() (*chain, error)) error {
+		if !wanted(name) {
+			return nil
+		}
+		say("starting %s", name)
+		c, err := make()
+		if err == nil {
+			err = ready(b.ctx, c.dial)
+		}
+		all = append(all, c)
+		return err
+	}
+	for _, s := range []struct {
+		name string
+		make func() (*chain, error)
+	}{
+		{"direct", b.direct},
+		{limitName, func() (*chain, error) { return b.bare(limitName, overLegs, "TLS twice") }},
+		{"bare yamux", func() (*chain, error) { return b.bare("bare yamux", overYamux, "TLS+yamux") }},
+		{"bare quic-go", func() (*chain, error) { return b.bare("bare quic-go", overQUIC, "QUIC") }},
+	} {
+		if err := add(s.name, s.make); err != nil {
+			return nil, err
+		}
+	}
+	peers, err := b.peers(bin, wanted, say)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, peers...)
+	if !wanted("Mooring") {
+		return all, nil
+	}
+	say("building broker and edge-agent")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return nil, err
+	}
+	if err := build(b.ctx, bin); err != nil {
+		return nil, err
+	}
+	m, err := startMooring(b, bin)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range []tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC} {
+		say("starting Mooring over %s", transportNames[t])
+		c, err := m.direct(t, bin)
+		if err != nil {
+			return nil, err
+		}
+		if err := ready(b.ctx, c.dial); err != nil {
+			return nil, err
+		}
+		s, err := m.sidecars(t, bin)
+		if err != nil {
+			return nil, err
+		}
+		all = append(append(all, c), s...)
+	}
+	return all, nil
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "speed: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	rounds int
+	only   string
+	output string
+	dir    string
+	durations
+}
+
+func newRoot() *cobra.Command {
+	var o options
+	c := &cobra.Command{
+		Use:   "speed",
+		Short: "Compare the speed of Mooring with that of its peers, in one run",
+		Long: `speed runs one load through Mooring, in each mode and over each transport, through its peers, and through chains
+that do no more than has to be done, and prints each as a ratio to the practical limit: two TLS connections for each request
+and no multiplexing. Programs are built from this tree, and the peers from modules (peers/). Progress goes to standard error.`,
+		Example: `  go run ./speed                                   # all, five rounds; some 12 minutes
+  go run ./speed --only 'limit,yamux,Mooring' --rounds 3
+  go run ./speed -o json > figures.json`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(c *cobra.Command, _ []string) error { return compare(c, o) },
+	}
+	fl := c.Flags()
+	fl.IntVar(&o.rounds, "rounds", 5, "how often each chain is measured; figures are the medians")
+	fl.StringVar(&o.only, "only", "", "only chains with one of these, with commas, in their names; the limit is always measured")
+	fl.DurationVar(&o.transfer, "transfer", 1200*time.Millisecond, "how long bytes flow for each figure")
+	fl.DurationVar(&o.pings, "pings", time.Second, "how long single bytes go to and fro")
+	fl.DurationVar(&o.dials, "dials", 1500*time.Millisecond, "how long is dialled")
+	fl.StringVarP(&o.output, "output", "o", "text", "text or json")
+	fl.StringVar(&o.dir, "dir", "", "keep the logs of all programs in this directory; default: a temporary one")
+	c.AddCommand(newFootprint(), newPage(), newTarget(), newNear(), newFar())
+	return c
+}
+
+func newTarget() *cobra.Command {
+	var listen string
+	c := &cobra.Command{
+		Use: "target", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, port, err := splitPort(listen)
+			if err != nil {
+				return err
+			}
+			l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)) // on all addresses: an agent dials its node's
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(os.Stderr, "serves")
+			return serveTarget(c.Context(), l)
+		},
+	}
+	c.Flags().StringVar(&listen, "listen", "", "host:port; only the port is used")
+	return c
+}
+
+func newNear() *cobra.Command {
+	var over, north, south, dir string
+	c := &cobra.Command{
+		Use: "near", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return nearEnd(c.Context(), over, north, south, certsIn(dir))
+		},
+	}
+	fl := c.Flags()
+	fl.StringVar(&over, "over", "", "how the ends are joined")
+	fl.StringVar(&north, "north", "", "where the load dials")
+	fl.StringVar(&south, "south", "", "where the far end is, or dials")
+	fl.StringVar(&dir, "certs", "", "directory of certificates")
+	return c
+}
+
+func newFar() *cobra.Command {
+	var over, south, target, dir string
+	c := &cobra.Command{
+		Use: "far", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return farEnd(c.Context(), over, south, target, certsIn(dir))
+		},
+	}
+	fl := c.Flags()
+	fl.StringVar(&over, "over", "", "how the ends are joined")
+	fl.StringVar(&south, "south", "", "where the near end is, or dials")
+	fl.StringVar(&target, "target", "", "the target")
+	fl.StringVar(&dir, "certs", "", "directory of certificates")
+	return c
+}
+
+func splitPort(address string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err == nil {
+		port, err = strconv.Atoi(text)
+	}
+	return host, port, err
+}
+
+// build makes the product's programs from this tree, as `make build` does.
+func build(ctx context.Context, to string) error {
+	for _, program := range []string{"broker", "edge-agent"} {
+		if err := buildOne(ctx, filepath.Join(to, program), "./cmd/"+program); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func buildOne(ctx context.Context, to, pkg string, environ ...string) error {
+	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/mooring-edge/mooring")
+	root, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("find the product's source (run this in bench/): %w", err)
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
+	cmd.Dir = strings.TrimSpace(string(root))
+	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0"), environ...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s in %s: %w\n%s", pkg, cmd.Dir, err, out)
+	}
+	return nil
+}
+
+// progress writes lines with the time since the start.
+func progress(begin time.Time) func(string, ...any) {
+	return func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+	}
+}
+
+func compare(c *cobra.Command, o options) (err error) {
+	if o.output != "text" && o.output != "json" {
+		return fmt.Errorf("--output %q: want text or json", o.output)
+	}
+	if o.rounds < 1 || o.rounds > 100 {
+		return fmt.Errorf("--rounds %d: want 1 to 100", o.rounds)
+	}
+	dir := o.dir
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "mooring-speed-"); err != nil {
+			return err
+		}
+		defer func() {
+			if err == nil {
+				err = os.RemoveAll(dir)
+			}
+		}()
+	} else if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	say := progress(time.Now())
+	ctx := c.Context()
+	b, err := newBed(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	chains, err := b.chains(o, filepath.Join(dir, "bin"), say)
+	if err != nil {
+		return fmt.Errorf("%w\nthe logs are in %s", err, dir)
+	}
+	r, err := measure(ctx, chains, o, say)
+	if err != nil {
+		return fmt.Errorf("%w\nthe logs are in %s", err, dir)
+	}
+	if o.output == "json" {
+		return r.writeJSON(c.OutOrStdout())
+	}
+	return r.writeText(c.OutOrStdout())
+}
