@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/mooring-edge/mooring/internal/admin"
+	"github.com/mooring-edge/mooring/internal/enrollapi"
 )
 
 // The forms that `token create` prints a join bundle in.
@@ -111,19 +112,29 @@ It is a secret, shown only now. Until it expires, `+"`broker token revoke %s`"+`
 
 // cloudInit is a whole user-data, for an image with edge-agent in it or for a plain Debian that installs it. Nothing is waited
 // for: the agent may wait for an operator, the installation for the network, and cloud-init would wait with them.
+//
+// Its bootcmd runs at each boot, before files are written. A secret that was overwritten (edge-agent seal) is not written again.
 func cloudInit(r admin.TokenResponse, bundle string, pkg debPackage) string {
 	what, files, unit := "an image that has edge-agent", "", "edge-agent.service"
+	written := bundlePath + " " + cloudInstance + "/scripts/runcmd"
 	if pkg != (debPackage{}) {
 		what, unit = "Debian, where it installs edge-agent", installUnit
-		files = fmt.Sprintf(`  - path: /etc/systemd/system/%s
+		written += " " + installUnitPath
+		files = fmt.Sprintf(`  - path: %s
     owner: root:root
     permissions: '0644'
     content: |
-%s`, installUnit, indent(pkg.unit(), "      "))
+%s`, installUnitPath, indent(pkg.unit(), "      "))
 	}
 	return fmt.Sprintf(`#cloud-config
 # %s. Holds a secret.
 # For %s.
+bootcmd:
+  # cloud-init writes once, and the power may go before that is on the disk. What is empty on a box that is not enrolled is written again.
+  - >-
+    test -s %s || grep -qs 'x\{%d\}' %s/user-data.txt ||
+    for f in %s; do
+    test -s $f || (cd %s/sem && rm -f config_write_files config_runcmd config_scripts_user); done
 write_files:
   - path: %s
     owner: root:root
@@ -133,10 +144,17 @@ write_files:
   - [systemctl, daemon-reload]
   - [systemctl, enable, %s]
   - [systemctl, start, --no-block, %s]
-`, purpose(r), what, bundlePath, indent(bundle, "      "), files, unit, unit)
+`, purpose(r), what, identityPath, enrollapi.TokenSecretLen, cloudInstance, written, cloudInstance, bundlePath, indent(bundle, "      "), files, unit, unit)
 }
 
-const installUnit = "edge-agent-install.service"
+const (
+	installUnit     = "edge-agent-install.service"
+	installUnitPath = "/etc/systemd/system/" + installUnit
+	// cloudInstance is where cloud-init keeps what it has, and what it has done.
+	cloudInstance = "/var/lib/cloud/instance"
+	// identityPath is there once a box is enrolled: an agent's, by default.
+	identityPath = "/var/lib/mooring/identity.json"
+)
 
 // unit is a service that installs the package, once: cloud-init itself tries once in a box's life, at a moment when there may be
 // no network, or power for long enough. apt-helper, which each Debian has, takes nothing with another checksum. The package

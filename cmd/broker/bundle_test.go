@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,7 +66,8 @@ type cloudConfig struct {
 	WriteFiles []struct {
 		Path, Owner, Permissions, Content string
 	} `json:"write_files"`
-	RunCmd [][]string `json:"runcmd"`
+	BootCmd []string   `json:"bootcmd"`
+	RunCmd  [][]string `json:"runcmd"`
 }
 
 func userData(t *testing.T, r admin.TokenResponse) cloudConfig {
@@ -98,6 +100,59 @@ func TestCloudInit(t *testing.T) {
 	want := [][]string{{"systemctl", "daemon-reload"}, {"systemctl", "enable", "edge-agent.service"}, {"systemctl", "start", "--no-block", "edge-agent.service"}}
 	if !reflect.DeepEqual(c.RunCmd, want) {
 		t.Errorf("%v", c.RunCmd)
+	}
+}
+
+// TestCloudInitBootCommand: the user-data's bootcmd takes cloud-init's marks away where it has to write again, and only there.
+func TestCloudInitBootCommand(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		files map[string]string // below /; empty: an empty file
+		again bool
+	}{
+		{"the first boot", nil, true},
+		{"all is lost", map[string]string{bundlePath: "", cloudInstance + "/scripts/runcmd": "", installUnitPath: ""}, true},
+		{"the unit is lost", map[string]string{bundlePath: "x", cloudInstance + "/scripts/runcmd": "x", installUnitPath: ""}, true},
+		{"the commands are lost", map[string]string{bundlePath: "x", cloudInstance + "/scripts/runcmd": "", installUnitPath: "x"}, true},
+		{"all is there", map[string]string{bundlePath: "x", cloudInstance + "/scripts/runcmd": "x", installUnitPath: "x"}, false},
+		{"enrolled", map[string]string{identityPath: "{}", installUnitPath: ""}, false},
+		{"reset, and the secret overwritten", map[string]string{cloudInstance + "/user-data.txt": "token: abc." + strings.Repeat("x", 32) + "\n"}, false},
+	} {
+		for _, pkg := range []debPackage{{}, somePackage} {
+			root := t.TempDir()
+			write := func(path, text string) {
+				path = filepath.Join(root, path)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			marks := []string{"config_write_files", "config_runcmd", "config_scripts_user", "config_set_hostname"}
+			for _, mark := range marks {
+				write(cloudInstance+"/sem/"+mark, "")
+			}
+			for path, text := range c.files {
+				write(path, text)
+			}
+			data := decodeUserData(t, printedWith(t, formatCloudInit, someToken("acme", "auto"), pkg))
+			if len(data.BootCmd) != 1 {
+				t.Fatalf("%+v", data)
+			}
+			line := strings.NewReplacer("/var/", root+"/var/", "/etc/", root+"/etc/").Replace(data.BootCmd[0])
+			if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("%s: %v\n%s\n%s", c.what, err, line, out)
+			}
+			left, err := os.ReadDir(filepath.Join(root, cloudInstance, "sem"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := len(marks)
+			if c.again && !(c.what == "the unit is lost" && pkg == debPackage{}) {
+				want = 1
+			}
+			if len(left) != want {
+				t.Errorf("%s, package %q: %d marks are left, want %d", c.what, pkg.url, len(left), want)
+			}
+		}
 	}
 }
 

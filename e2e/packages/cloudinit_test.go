@@ -14,9 +14,9 @@ const seed = "/var/lib/cloud/seed/nocloud/"
 
 var tokenForm = regexp.MustCompile(`[a-z2-9]{10}\.([a-z2-9]{32})`)
 
-// cloudInit: a plain Debian that gets nothing but the user-data that `broker token create` printed becomes a node, keeps no
-// secret, and is that node again after a boot for which it has none. Without edge-agent-seal.service the token is found
-// in the user-data that cloud-init keeps: seen.
+// cloudInit: a plain Debian that gets nothing but the user-data that `broker token create` printed becomes a node, also if the power went in
+// between, keeps no secret, and is that node again after a boot for which it has none. Without edge-agent-seal.service the token is
+// found in the user-data that cloud-init keeps, and without its bootcmd no agent is ever installed: seen.
 func (s *suite) cloudInit(t *testing.T) {
 	m := s.newMachine(t, "cloud-1")
 	deb := s.deb(t, "edge-agent", older)
@@ -24,7 +24,6 @@ func (s *suite) cloudInit(t *testing.T) {
 	must(t, err)
 	sum := sha256.Sum256(data)
 	const place = "/srv/edge-agent.deb"
-	m.write(place, string(data), 0o644)
 	userData, err := s.tenant.Token(s.ctx, "--format", "cloud-init", "--uses", "3", "--package", "file://"+place, "--package-sha256", hex.EncodeToString(sum[:]))
 	must(t, err)
 	secret := tokenForm.FindStringSubmatch(userData)
@@ -32,6 +31,20 @@ func (s *suite) cloudInit(t *testing.T) {
 		t.Fatalf("no token in the user-data:\n%s", userData)
 	}
 	m.seed("cloud-1", userData)
+
+	// The power goes before what cloud-init wrote is on the disk: the files are there, and empty, and its marks say that they were written.
+	m.boot()
+	m.sh("cloud-init status --wait >/dev/null || true")
+	must(t, m.PowerOff(s.ctx))
+	for path, perm := range map[string]os.FileMode{
+		joinFile: 0o600, "/etc/systemd/system/edge-agent-install.service": 0o644, "/var/lib/cloud/instances/cloud-1/scripts/runcmd": 0o700,
+	} {
+		if info, err := os.Stat(m.Path(path)); err != nil || info.Size() == 0 {
+			t.Errorf("cloud-init has not written %s: %v", path, err)
+		}
+		m.write(path, "", perm)
+	}
+	m.write(place, string(data), 0o644) // nor was the package there
 
 	began := time.Now()
 	m.boot()
