@@ -78,9 +78,9 @@ func unixGRPC(path, target string) dialFunc {
 				var d net.Dialer
 				return d.DialContext(ctx, "unix", path)
 			}),
-			grpc.WithBlock(), // deprecated, and what kube-apiserver does
-			grpc.WithReturnConnectionError(),
-			grpc.WithTimeout(30*time.Second),
+			grpc.WithBlock(),                 //lint:ignore SA1019 kube-apiserver does so
+			grpc.WithReturnConnectionError(), //lint:ignore SA1019 and so
+			grpc.WithTimeout(30*time.Second), //lint:ignore SA1019 and so
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 		)
 		if err != nil {

@@ -141,4 +141,3 @@ egressSelections:
 	// The node's address, not its name: only the broker's hosts file would know that.
 	return t.startWay(ctx, "konnectivity, "+mode, "--kubelet-preferred-address-types=InternalIP", "--egress-selector-config-file="+selector)
 }
-
