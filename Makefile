@@ -89,7 +89,6 @@ lint: ## gofmt, go mod tidy, go vet and staticcheck on all modules, helm lint, m
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
 	cd bench && go mod tidy -diff
-	cd bench/peers && go mod tidy -diff
 	cd packaging/oci && go mod tidy -diff
 	cd packaging/tools && go mod tidy -diff
 	cd packaging/nfpm && go mod tidy -diff

@@ -45,7 +45,7 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 		return nil, err
 	}
 	all = append(all, peers...)
-	if !wanted("Mooring") {
+	if !slices.ContainsFunc(mooringNames, wanted) {
 		return all, nil
 	}
 	say("building broker and edge-agent")
@@ -62,17 +62,21 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 	for _, t := range []tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC} {
 		say("starting Mooring over %s", transportNames[t])
 		c, err := m.direct(t, bin)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = ready(b.ctx, c.dial)
 		}
-		if err := ready(b.ctx, c.dial); err != nil {
+		if err != nil {
 			return nil, err
 		}
 		s, err := m.sidecars(t, bin)
 		if err != nil {
 			return nil, err
 		}
-		all = append(append(all, c), s...)
+		for _, c := range append([]*chain{c}, s...) {
+			if wanted(c.name) {
+				all = append(all, c)
+			}
+		}
 	}
 	return all, nil
 }

@@ -28,6 +28,15 @@ type mooring struct {
 	health map[tunnel.Transport]string // where each agent has its metrics
 }
 
+// The modes, in the order of the tables.
+const (
+	mooringConnect        = "Mooring, HTTPConnect/mTLS"
+	mooringSidecarGRPC    = "Mooring, sidecar gRPC/UDS"
+	mooringSidecarConnect = "Mooring, sidecar CONNECT/UDS"
+)
+
+var mooringNames = []string{mooringConnect, mooringSidecarGRPC, mooringSidecarConnect}
+
 var transportNames = map[tunnel.Transport]string{tunnel.TransportTCP: "TLS+yamux", tunnel.TransportQUIC: "QUIC"}
 
 // startMooring starts a broker.
@@ -110,7 +119,7 @@ func (m *mooring) direct(t tunnel.Transport, bin string) (*chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &chain{name: "Mooring, HTTPConnect/mTLS", transport: transportNames[t], near: []*proc.Process{m.shore.Broker}, far: []*proc.Process{agent}}
+	c := &chain{name: mooringConnect, transport: transportNames[t], near: []*proc.Process{m.shore.Broker}, far: []*proc.Process{agent}}
 	dir, err := m.egress("http-connect", t)
 	if err != nil {
 		return nil, err
@@ -141,8 +150,8 @@ func (m *mooring) sidecars(t tunnel.Transport, bin string) ([]*chain, error) {
 	}
 	near, far := []*proc.Process{sidecar, m.shore.Broker}, []*proc.Process{agent}
 	chains := []*chain{
-		{name: "Mooring, sidecar gRPC/UDS", transport: transportNames[t], dial: unixGRPC(socket, m.target(t)), near: near, far: far},
-		{name: "Mooring, sidecar CONNECT/UDS", transport: transportNames[t], dial: unixConnect(socket, m.target(t)), near: near, far: far},
+		{name: mooringSidecarGRPC, transport: transportNames[t], dial: unixGRPC(socket, m.target(t)), near: near, far: far},
+		{name: mooringSidecarConnect, transport: transportNames[t], dial: unixConnect(socket, m.target(t)), near: near, far: far},
 	}
 	return chains, ready(m.bed.ctx, chains[1].dial)
 }
