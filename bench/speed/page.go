@@ -88,6 +88,9 @@ func writePage(page, dir string) error {
 			return fmt.Errorf("%s.json: %w", part.name, err)
 		}
 		var b strings.Builder
+		if part.name == "speed" {
+			fmt.Fprintf(&b, "![Ratios to the limit](%s)\n\n", filepath.Base(plotOf(page)))
+		}
 		if err := part.into.writeMarkdown(&b); err != nil {
 			return err
 		}
@@ -104,12 +107,15 @@ func writePage(page, dir string) error {
 		if err := speed.writeSVG(&b); err != nil {
 			return err
 		}
-		if err := os.WriteFile(strings.TrimSuffix(page, filepath.Ext(page))+".svg", []byte(b.String()), 0o644); err != nil {
+		if err := os.WriteFile(plotOf(page), []byte(b.String()), 0o644); err != nil {
 			return err
 		}
 	}
 	return os.WriteFile(page, text, 0o644)
 }
+
+// plotOf is where the plot of a page is.
+func plotOf(page string) string { return strings.TrimSuffix(page, filepath.Ext(page)) + ".svg" }
 
 // between replaces what is between a page's marks for a name.
 func between(page []byte, name, with string) ([]byte, error) {
