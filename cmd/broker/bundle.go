@@ -116,7 +116,7 @@ It is a secret, shown only now. Until it expires, `+"`broker token revoke %s`"+`
 // Its bootcmd runs at each boot, before files are written. A secret that was overwritten (edge-agent seal) is not written again.
 func cloudInit(r admin.TokenResponse, bundle string, pkg debPackage) string {
 	what, files, unit := "an image that has edge-agent", "", "edge-agent.service"
-	written := bundlePath + " " + cloudInstance + "/scripts/runcmd"
+	written := bundlePath + " " + cloudCommands
 	if pkg != (debPackage{}) {
 		what, unit = "Debian, where it installs edge-agent", installUnit
 		written += " " + installUnitPath
@@ -132,7 +132,7 @@ func cloudInit(r admin.TokenResponse, bundle string, pkg debPackage) string {
 bootcmd:
   # cloud-init writes once, and the power may go before that is on the disk. What is empty on a box that is not enrolled is written again.
   - >-
-    test -s %s || grep -qs 'x\{%d\}' %s/user-data.txt ||
+    test -s %s || grep -qs %s %s/user-data.txt ||
     for f in %s; do
     test -s $f || (cd %s/sem && rm -f config_write_files config_runcmd config_scripts_user); done
 write_files:
@@ -144,7 +144,7 @@ write_files:
   - [systemctl, daemon-reload]
   - [systemctl, enable, %s]
   - [systemctl, start, --no-block, %s]
-`, purpose(r), what, identityPath, enrollapi.TokenSecretLen, cloudInstance, written, cloudInstance, bundlePath, indent(bundle, "      "), files, unit, unit)
+`, purpose(r), what, identityPath, enrollapi.OverwrittenSecret, cloudInstance, written, cloudInstance, bundlePath, indent(bundle, "      "), files, unit, unit)
 }
 
 const (
@@ -152,6 +152,7 @@ const (
 	installUnitPath = "/etc/systemd/system/" + installUnit
 	// cloudInstance is where cloud-init keeps what it has, and what it has done.
 	cloudInstance = "/var/lib/cloud/instance"
+	cloudCommands = cloudInstance + "/scripts/runcmd" // made of the user-data's
 	// identityPath is there once a box is enrolled: an agent's, by default.
 	identityPath = "/var/lib/mooring/identity.json"
 )

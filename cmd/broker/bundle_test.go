@@ -105,20 +105,21 @@ func TestCloudInit(t *testing.T) {
 
 // TestCloudInitBootCommand: the user-data's bootcmd takes cloud-init's marks away where it has to write again, and only there.
 func TestCloudInitBootCommand(t *testing.T) {
+	const written, empty = "x", ""
 	for _, c := range []struct {
-		what  string
-		files map[string]string // below /; empty: an empty file
-		again bool
+		what          string
+		files         map[string]string // below /
+		image, debian bool              // user-data for which it is written again
 	}{
-		{"the first boot", nil, true},
-		{"all is lost", map[string]string{bundlePath: "", cloudInstance + "/scripts/runcmd": "", installUnitPath: ""}, true},
-		{"the unit is lost", map[string]string{bundlePath: "x", cloudInstance + "/scripts/runcmd": "x", installUnitPath: ""}, true},
-		{"the commands are lost", map[string]string{bundlePath: "x", cloudInstance + "/scripts/runcmd": "", installUnitPath: "x"}, true},
-		{"all is there", map[string]string{bundlePath: "x", cloudInstance + "/scripts/runcmd": "x", installUnitPath: "x"}, false},
-		{"enrolled", map[string]string{identityPath: "{}", installUnitPath: ""}, false},
-		{"reset, and the secret overwritten", map[string]string{cloudInstance + "/user-data.txt": "token: abc." + strings.Repeat("x", 32) + "\n"}, false},
+		{"the first boot", nil, true, true},
+		{"all is lost", map[string]string{bundlePath: empty, cloudCommands: empty, installUnitPath: empty}, true, true},
+		{"the unit is lost", map[string]string{bundlePath: written, cloudCommands: written, installUnitPath: empty}, false, true},
+		{"the commands are lost", map[string]string{bundlePath: written, cloudCommands: empty, installUnitPath: written}, true, true},
+		{"all is there", map[string]string{bundlePath: written, cloudCommands: written, installUnitPath: written}, false, false},
+		{"enrolled", map[string]string{identityPath: "{}", installUnitPath: empty}, false, false},
+		{"reset, and the secret overwritten", map[string]string{cloudInstance + "/user-data.txt": "token: abc." + strings.Repeat("x", 32) + "\n"}, false, false},
 	} {
-		for _, pkg := range []debPackage{{}, somePackage} {
+		for pkg, again := range map[debPackage]bool{{}: c.image, somePackage: c.debian} {
 			root := t.TempDir()
 			write := func(path, text string) {
 				path = filepath.Join(root, path)
@@ -146,7 +147,7 @@ func TestCloudInitBootCommand(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := len(marks)
-			if c.again && !(c.what == "the unit is lost" && pkg == debPackage{}) {
+			if again {
 				want = 1
 			}
 			if len(left) != want {

@@ -142,7 +142,7 @@ func (s *sealer) blank(path string) (encoded bool, err error) {
 	}
 	blanked := false
 	for _, at := range secrets(data, s.tokenID) {
-		none := bytes.Repeat([]byte("x"), enrollapi.TokenSecretLen)
+		none := []byte(enrollapi.OverwrittenSecret)
 		if bytes.Equal(data[at:at+len(none)], none) {
 			continue
 		}

@@ -12,6 +12,9 @@ const (
 	tokenIDLen = 10
 	// TokenSecretLen is how many characters a token's secret has.
 	TokenSecretLen = 32
+	// OverwrittenSecret is what `edge-agent seal` puts in a secret's place, on the box. It is none that NewToken makes, but by a chance
+	// of one in 2^160.
+	OverwrittenSecret = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 	// 32 characters, so that a random byte's low five bits pick one without bias; no 0, 1, l, o.
 	tokenAlphabet = "abcdefghijkmnpqrstuvwxyz23456789"
 )

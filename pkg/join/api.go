@@ -26,8 +26,7 @@ type apiServer struct {
 	http    *http.Client
 }
 
-// newAPIServer takes the server's name and CA bundle (PEM), and a client certificate (PEM, with its key); nil: none. now is the time to judge
-// its certificate by. closeIdle frees its connections.
+// newAPIServer takes the server's name and CA bundle (PEM), and a client certificate (PEM, with its key); nil: none. It is to be closed.
 func (j *Joiner) newAPIServer(name string, ca, pair []byte) (*apiServer, error) {
 	conf := &tls.Config{ServerName: name, RootCAs: x509.NewCertPool(), Time: j.clock.Now, MinVersion: tls.VersionTLS12}
 	if !conf.RootCAs.AppendCertsFromPEM(ca) {
@@ -40,7 +39,6 @@ func (j *Joiner) newAPIServer(name string, ca, pair []byte) (*apiServer, error) 
 		}
 		conf.Certificates = []tls.Certificate{cert}
 	}
-	// A transport of its own, to be closed: what it keeps open is the tunnel's.
 	return &apiServer{
 		address: j.cfg.APIAddress,
 		http: &http.Client{
@@ -51,6 +49,7 @@ func (j *Joiner) newAPIServer(name string, ca, pair []byte) (*apiServer, error) 
 	}, nil
 }
 
+// close frees its connections, which go through the tunnel.
 func (a *apiServer) close() { a.http.CloseIdleConnections() }
 
 // statusError is an answer of the API server's that is no success: metav1.Status, as far as it is one.

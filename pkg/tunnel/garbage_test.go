@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -276,6 +277,39 @@ func TestFault37Flood(t *testing.T) {
 	}()
 	within(t, 10*time.Second, s.Done(), "the session to end")
 	wantClosed(t, s.Err(), wire.Overloaded, false)
+}
+
+// TestRefusedWhileWriting: who waits for room on a stream that the other side's yamux resets is told. Seen failing without wakeWriter in
+// yamuxWindows.ended: it waits for as long as the session lives.
+func TestRefusedWhileWriting(t *testing.T) {
+	accepted := make(chan *Stream, 1)
+	agent, brk := dialPair(t, TransportTCP, Config{Handler: func(_ context.Context, _ *Session, r *Request) {
+		st, err := r.Accept()
+		check(err)
+		accepted <- st // and nobody reads it
+	}}, Config{})
+	st, err := brk.Open(t.Context(), wire.KindDial, "edge-1:10250")
+	check(err)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := st.Write(make([]byte, 2*baseWindow))
+		wrote <- err
+	}()
+	id := (<-accepted).raw.(*yamuxStream).ys.StreamID()
+	waitFor(t, func() bool {
+		w := st.raw.(*yamuxStream).window
+		s := brk.l.mux.(*yamuxMux).conn.windows
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return w.more != nil
+	}, "the writer to wait")
+	rst := yamuxFrame(appendGrant(nil, id, 0))
+	rst[3] = yamuxFlagRST
+	check(agent.l.mux.(*yamuxMux).conn.write(rst, nil))
+	var reset *ResetError
+	if err := within(t, 5*time.Second, wrote, "the writer to be told"); !errors.As(err, &reset) || reset.Code != wire.Overloaded {
+		t.Errorf("it was told %v", err)
+	}
 }
 
 // TestEarlyReset: a reset that is obeyed before its stream was accepted.

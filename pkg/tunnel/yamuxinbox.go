@@ -26,7 +26,8 @@ func newPiece() *piece {
 // inbox holds what arrived on a stream and was not read: as much as it needs, and nothing when all was. How much may arrive is
 // yamuxWindows' to say.
 //
-// One goroutine fills it and one reads it, beside each other: each works on a region of its own without the lock.
+// One goroutine fills it and one reads it, beside each other: each works on a region of its own without the lock. Who reads holds
+// the stream's rmu; the control stream has its controlReader, and nobody else.
 type inbox struct {
 	wake chan struct{} // holds one: whoever reads has cause to look again
 

@@ -76,8 +76,8 @@ func (y *yamuxStream) awaitBytes() error {
 		}
 		over, refused := y.in.ended()
 		switch {
-		case refused: // its backlog is full
-			return &ResetError{Code: wire.Overloaded, Remote: true}
+		case refused:
+			return errRefused()
 		case over:
 			return y.endOfFile()
 		case y.m.over():
@@ -86,6 +86,9 @@ func (y *yamuxStream) awaitBytes() error {
 		y.await(y.in.wake, nil, &y.readDL)
 	}
 }
+
+// errRefused is the end of a stream that the other side's yamux reset: its backlog is full.
+func errRefused() error { return &ResetError{Code: wire.Overloaded, Remote: true} }
 
 // await returns once one of the channels has something or is closed, a deadline has passed, or the session has ended.
 func (y *yamuxStream) await(one, other <-chan struct{}, deadline *time.Time) {
@@ -157,6 +160,9 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 		}
 		if y.m.over() {
 			return total, errMuxGone
+		}
+		if _, refused := y.in.ended(); refused {
+			return total, errRefused()
 		}
 		n, more := y.m.conn.windows.take(y.window, min(len(p), yamuxChunk))
 		if n == 0 {

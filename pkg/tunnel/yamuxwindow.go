@@ -55,7 +55,7 @@ type yamuxWindow struct {
 	since time.Time // zero: nothing was read yet
 
 	credit int           // what the other side takes, by its grants, and was not written yet
-	more   chan struct{} // closed once there is credit again; nil: nobody waits
+	more   chan struct{} // closed once there is credit again, or never will be; nil: nobody waits
 }
 
 // mostCredit is as much as the other side is believed to have granted: what it says beyond that would only overflow.
@@ -85,13 +85,19 @@ func (s *yamuxWindows) granted(id uint32, n uint32) {
 		return
 	}
 	w.credit = int(min(int64(w.credit)+int64(n), mostCredit))
+	w.wakeWriter()
+}
+
+// wakeWriter has whoever waits for credit look again.
+func (w *yamuxWindow) wakeWriter() {
 	if w.more != nil {
 		close(w.more)
 		w.more = nil
 	}
 }
 
-// take uses up to n bytes of what the other side takes of a stream. If that is nothing, more is closed once there is something.
+// take uses up to n bytes of what the other side takes of a stream. If that is nothing, more is closed once there is something, or
+// will not be any more.
 func (s *yamuxWindows) take(w *yamuxWindow, n int) (taken int, more <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -158,6 +164,9 @@ func (s *yamuxWindows) ended(id uint32, refused bool) {
 		w.over, w.target, w.held = true, baseWindow, w.buffered
 		s.settle(w)
 		w.in.end(refused)
+		if refused {
+			w.wakeWriter()
+		}
 	}
 }
 
