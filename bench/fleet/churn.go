@@ -16,6 +16,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/metrics"
+
 	"github.com/mooring-edge/mooring/bench/internal/proc"
 	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -103,11 +105,11 @@ func (c *churn) run(ctx context.Context, d time.Duration) error {
 // says so in its metrics only, so it is asked again and again.
 func (c *churn) awaitOneEach(ctx context.Context) error {
 	for {
-		s, err := scrape(ctx, c.shore.Config.HealthAddress)
+		s, err := metrics.Read(ctx, c.shore.Config.HealthAddress)
 		if err != nil {
 			return err
 		}
-		have := s.sum("mooring_tunnel_sessions")
+		have := s.Sum("mooring_tunnel_sessions")
 		if int(have) == len(c.fleet.nodes) {
 			return nil
 		}
@@ -237,12 +239,12 @@ const (
 // level measures. The broker's collector is kept going by reading its metrics, which is garbage to it; nothing in it is
 // told to collect.
 func (c *churn) level(ctx context.Context) (l level, err error) {
-	s, err := scrape(ctx, c.shore.Config.HealthAddress)
+	s, err := metrics.Read(ctx, c.shore.Config.HealthAddress)
 	if err != nil {
 		return l, err
 	}
 	for last := s["go_gc_duration_seconds_count"] + collections; s["go_gc_duration_seconds_count"] < last; {
-		if s, err = scrape(ctx, c.shore.Config.HealthAddress); err != nil {
+		if s, err = metrics.Read(ctx, c.shore.Config.HealthAddress); err != nil {
 			return l, err
 		}
 	}
@@ -272,7 +274,7 @@ func (c *churn) lowest(ctx context.Context) (l level, err error) {
 
 func (c *churn) sample(ctx context.Context) (l level, err error) {
 	pid := c.shore.Broker.PID()
-	s, err := scrape(ctx, c.shore.Config.HealthAddress)
+	s, err := metrics.Read(ctx, c.shore.Config.HealthAddress)
 	if err != nil {
 		return l, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mooring-edge/mooring/bench/internal/output"
 	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
@@ -145,14 +145,14 @@ func measureAll(c *cobra.Command, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	say := progress(c.ErrOrStderr())
+	say := output.Progress(c.ErrOrStderr())
 	if o.wan {
 		all, err := measureWAN(c.Context(), o, transports, say)
 		if err != nil {
 			return err
 		}
 		if o.output == "json" {
-			return writeJSON(c.OutOrStdout(), all)
+			return output.JSON(c.OutOrStdout(), all)
 		}
 		return writeWAN(c.OutOrStdout(), all)
 	}
@@ -174,7 +174,7 @@ func measureAll(c *cobra.Command, o options) (err error) {
 		all = append(all, r)
 	}
 	if o.output == "json" {
-		return writeJSON(c.OutOrStdout(), all)
+		return output.JSON(c.OutOrStdout(), all)
 	}
 	fmt.Fprintf(c.OutOrStdout(), "The broker's limits: %s.\n", s.Limits())
 	return writeText(c.OutOrStdout(), all)
@@ -213,7 +213,7 @@ func prepare(ctx context.Context, o options, host string, say func(string, ...an
 	if binary == "" {
 		say("building the broker")
 		binary = filepath.Join(dir, "broker")
-		if err := shore.Build(ctx, binary); err != nil {
+		if err := shore.Build(ctx, binary, "broker"); err != nil {
 			return nil, nil, nil, err
 		}
 	}
@@ -246,12 +246,4 @@ func populate(ctx context.Context, s *shore.Shore, n int, say func(string, ...an
 		return nil, err
 	}
 	return ids, s.Stop()
-}
-
-// progress writes lines with the time since the start.
-func progress(w io.Writer) func(string, ...any) {
-	begin := time.Now()
-	return func(format string, args ...any) {
-		fmt.Fprintf(w, "%7.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
-	}
 }

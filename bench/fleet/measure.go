@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/metrics"
 	"github.com/mooring-edge/mooring/bench/internal/proc"
 	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -88,7 +89,7 @@ func (m *measurement) size(ctx context.Context) (brokerSize, error) {
 	if err != nil {
 		return brokerSize{}, err
 	}
-	s, err := scrape(ctx, m.shore.Config.HealthAddress)
+	s, err := metrics.Read(ctx, m.shore.Config.HealthAddress)
 	if err != nil {
 		return brokerSize{}, err
 	}
@@ -232,7 +233,7 @@ func (m *measurement) killBroker(ctx context.Context, f *fleet, t *trickle) erro
 		return err
 	}
 	k.BrokerCPU = used.Seconds()
-	s, err := scrape(ctx, m.shore.Config.HealthAddress)
+	s, err := metrics.Read(ctx, m.shore.Config.HealthAddress)
 	if err != nil {
 		return err
 	}
@@ -242,7 +243,7 @@ func (m *measurement) killBroker(ctx context.Context, f *fleet, t *trickle) erro
 }
 
 // refusals are the connections that the public port turned away, by the bound.
-func refusals(s samples) map[string]int {
+func refusals(s metrics.Samples) map[string]int {
 	out := map[string]int{}
 	for name, v := range s {
 		rest, ok := strings.CutPrefix(name, `mooring_connections_refused_total{port="front",reason="`)

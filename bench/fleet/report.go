@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -90,13 +89,6 @@ func kb(n int64) string { return fmt.Sprintf("%.1f KB", float64(n)/1000) }
 func mb(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 
 func seconds(s float64) string { return fmt.Sprintf("%.1f s", s) }
-
-// writeJSON writes figures for programs.
-func writeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
 
 // writeText writes reports for a person, a column for each.
 func writeText(w io.Writer, all []*report) error {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,7 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -48,14 +46,6 @@ func newAPIServer(ctx context.Context, s *shore.Shore) (*apiServer, error) {
 	}, nil
 }
 
-// statusError is a dial's answer that is not 200.
-type statusError struct {
-	code int
-	line string
-}
-
-func (e *statusError) Error() string { return e.line }
-
 // dial connects to a node's kubelet.
 func (a *apiServer) dial(ctx context.Context, node string) (*tls.Conn, error) {
 	d := tls.Dialer{Config: a.tls}
@@ -66,29 +56,11 @@ func (a *apiServer) dial(ctx context.Context, node string) (*tls.Conn, error) {
 	conn := c.(*tls.Conn)
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := connect(conn, fmt.Sprintf("%s:%d", node, kubeletPort)); err != nil {
+	if err := shore.Connect(conn, fmt.Sprintf("%s:%d", node, kubeletPort)); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return conn, nil
-}
-
-func connect(conn net.Conn, target string) error {
-	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", target); err != nil {
-		return err
-	}
-	br := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return &statusError{resp.StatusCode, resp.Status}
-	}
-	if br.Buffered() > 0 {
-		return errors.New("bytes before the client spoke")
-	}
-	return nil
 }
 
 // echoed says a word to a node and hears it back.
@@ -112,12 +84,12 @@ func echoed(conn net.Conn) error {
 
 // failure puts what became of a dial in few words; empty is a dial that went well.
 func failure(err error) string {
-	var status *statusError
+	var status *shore.StatusError
 	switch {
 	case err == nil:
 		return ""
 	case errors.As(err, &status):
-		return fmt.Sprintf("%d %s", status.code, firstWords(status.line))
+		return fmt.Sprintf("%d %s", status.Code, firstWords(status.Line))
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "broker not there"
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):

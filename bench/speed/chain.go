@@ -30,7 +30,8 @@ type bed struct {
 	dir     string
 	self    string // this program
 	certs   certs
-	target  string // host:port
+	target  string          // host:port
+	given   map[string]bool // ports: FreePorts finds the same ones until somebody listens
 	started []*proc.Process
 	stops   []func() error // what else there is to end, last first
 }
@@ -40,7 +41,7 @@ func newBed(ctx context.Context, dir string) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bed{ctx: ctx, dir: dir, self: self}
+	b := &bed{ctx: ctx, dir: dir, self: self, given: map[string]bool{}}
 	if b.certs, err = makeCerts(dir); err != nil {
 		return nil, err
 	}
@@ -67,18 +68,15 @@ func (b *bed) run(name, until string, argv ...string) (*proc.Process, error) {
 	return p, p.Await(ctx, seen)
 }
 
-// used are ports that were given: FreePorts finds the same until somebody listens.
-var used = map[string]bool{}
-
 // address is one on the loopback that nobody listens on.
 func (b *bed) address() (string, error) {
-	ports, err := shore.FreePorts("127.0.0.1", len(used)+1)
+	ports, err := shore.FreePorts("127.0.0.1", len(b.given)+1)
 	if err != nil {
 		return "", err
 	}
 	for _, p := range ports {
-		if !used[p] {
-			used[p] = true
+		if !b.given[p] {
+			b.given[p] = true
 			return "127.0.0.1:" + p, nil
 		}
 	}

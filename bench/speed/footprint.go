@@ -1,26 +1,25 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"debug/elf"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/metrics"
+
 	"github.com/spf13/cobra"
 
+	"github.com/mooring-edge/mooring/bench/internal/output"
 	"github.com/mooring-edge/mooring/bench/internal/proc"
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -50,7 +49,7 @@ type idleFigure struct {
 }
 
 func newFootprint() *cobra.Command {
-	var output string
+	var format string
 	var idle time.Duration
 	c := &cobra.Command{
 		Use:     "footprint",
@@ -58,27 +57,25 @@ func newFootprint() *cobra.Command {
 		Example: `  go run ./speed footprint -o json`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("--output %q: want text or json", output)
+			if format != "text" && format != "json" {
+				return fmt.Errorf("--output %q: want text or json", format)
 			}
 			dir, err := os.MkdirTemp("", "mooring-footprint-")
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-			f, err := measureFootprint(c.Context(), dir, idle, progress(time.Now()))
+			f, err := measureFootprint(c.Context(), dir, idle, output.Progress(c.ErrOrStderr()))
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", " ")
-				return e.Encode(f)
+			if format == "json" {
+				return output.JSON(c.OutOrStdout(), f)
 			}
 			return f.writeMarkdown(c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	c.Flags().StringVarP(&format, "output", "o", "text", "text or json")
 	c.Flags().DurationVar(&idle, "idle", 2*time.Minute, "for how long an agent is watched")
 	return c
 }
@@ -99,7 +96,7 @@ func measureFootprint(ctx context.Context, dir string, idle time.Duration, say f
 			}
 			say("building %s for %s", program, a.name)
 			path := filepath.Join(dir, program+"-"+a.name)
-			if err := buildOne(ctx, path, "./cmd/"+program, "GOARCH="+a.goarch, "GOARM="+a.goarm); err != nil {
+			if err := shore.Build(ctx, path, program, "GOARCH="+a.goarch, "GOARM="+a.goarm); err != nil {
 				return nil, err
 			}
 			info, err := os.Stat(path)
@@ -201,9 +198,11 @@ func (m *mooring) idle(t tunnel.Transport, bin string, watch time.Duration) (*id
 		return nil, err
 	}
 	f := &idleFigure{Transport: transportNames[t], RSS: slices.Max(samples), CPU: (after - before).Seconds() / time.Since(start).Seconds()}
-	if f.Goroutines, err = goroutines(ctx, m.health[t]); err != nil {
+	said, err := metrics.Read(ctx, m.health[t])
+	if err != nil {
 		return nil, err
 	}
+	f.Goroutines = int(said["go_goroutines"])
 	agent.Kill()
 	start = time.Now()
 	if err := m.launch(t, bin); err != nil {
@@ -216,39 +215,12 @@ func (m *mooring) idle(t tunnel.Transport, bin string, watch time.Duration) (*id
 	return f, nil
 }
 
-// goroutines reads how many a program says that it has, at /metrics.
-func goroutines(ctx context.Context, address string) (int, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if text, ok := strings.CutPrefix(lines.Text(), "go_goroutines "); ok {
-			return strconv.Atoi(text)
-		}
-	}
-	return 0, errors.Join(errors.New("no go_goroutines in the metrics"), lines.Err())
-}
-
 // firstByte dials until a byte has come back.
 func firstByte(ctx context.Context, dial dialFunc) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
-		err := load{dial: dial}.with(ctx, opEcho, func(c net.Conn) error {
-			b := []byte{1}
-			if _, err := c.Write(b); err != nil {
-				return err
-			}
-			_, err := io.ReadFull(c, b)
-			return err
-		})
+		_, err := load{dial: dial}.dialOnce(ctx)
 		if err == nil {
 			return nil
 		}

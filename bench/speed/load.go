@@ -109,15 +109,10 @@ func (l load) upOnce(ctx context.Context, n int64) error {
 		if _, err := c.Write(binary.BigEndian.AppendUint64(nil, uint64(n))); err != nil {
 			return err
 		}
-		block := make([]byte, blockSize)
-		for n > 0 {
-			w, err := c.Write(block[:min(n, blockSize)])
-			if err != nil {
-				return err
-			}
-			n -= int64(w)
+		if err := send(c, n); err != nil {
+			return err
 		}
-		_, err := io.ReadFull(c, block[:1])
+		_, err := io.ReadFull(c, make([]byte, 1))
 		return err
 	})
 }
@@ -128,10 +123,7 @@ func (l load) pingPong(ctx context.Context) (times []time.Duration, err error) {
 		b := []byte{1}
 		for start := time.Now(); time.Since(start) < l.pings; {
 			before := time.Now()
-			if _, err := c.Write(b); err != nil {
-				return err
-			}
-			if _, err := io.ReadFull(c, b); err != nil {
+			if err := echo(c, b); err != nil {
 				return err
 			}
 			times = append(times, time.Since(before))
@@ -140,6 +132,26 @@ func (l load) pingPong(ctx context.Context) (times []time.Duration, err error) {
 	})
 	slices.Sort(times)
 	return times, err
+}
+
+// echo has the target answer what is in b.
+func echo(c net.Conn, b []byte) error {
+	if _, err := c.Write(b); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, b)
+	return err
+}
+
+// dialOnce dials and returns how long it was until the first byte had come back.
+func (l load) dialOnce(ctx context.Context) (took time.Duration, err error) {
+	start := time.Now()
+	err = l.with(ctx, opEcho, func(c net.Conn) error {
+		err := echo(c, []byte{1})
+		took = time.Since(start)
+		return err
+	})
+	return took, err
 }
 
 // dialMany dials with several at a time, each until the first byte has come back, and returns how many that was a second, and the
@@ -151,17 +163,7 @@ func (l load) dialMany(ctx context.Context) (rate float64, times []time.Duration
 	for range dialers {
 		g.Go(func() error {
 			for time.Since(start) < l.dials {
-				before := time.Now()
-				var took time.Duration
-				err := l.with(ctx, opEcho, func(c net.Conn) error {
-					b := []byte{1}
-					if _, err := c.Write(b); err != nil {
-						return err
-					}
-					_, err := io.ReadFull(c, b)
-					took = time.Since(before)
-					return err
-				})
+				took, err := l.dialOnce(ctx)
 				if err != nil {
 					return err
 				}

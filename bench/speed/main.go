@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/output"
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"github.com/spf13/cobra"
 )
 
@@ -124,36 +124,14 @@ func splitPort(address string) (host string, port int, err error) {
 	return host, port, err
 }
 
-// build makes the product's programs from this tree, as `make build` does.
+// build makes the product's programs.
 func build(ctx context.Context, to string) error {
 	for _, program := range []string{"broker", "edge-agent"} {
-		if err := buildOne(ctx, filepath.Join(to, program), "./cmd/"+program); err != nil {
+		if err := shore.Build(ctx, filepath.Join(to, program), program); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func buildOne(ctx context.Context, to, pkg string, environ ...string) error {
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/mooring-edge/mooring")
-	root, err := list.Output()
-	if err != nil {
-		return fmt.Errorf("find the product's source (run this in bench/): %w", err)
-	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
-	cmd.Dir = strings.TrimSpace(string(root))
-	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0"), environ...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s in %s: %w\n%s", pkg, cmd.Dir, err, out)
-	}
-	return nil
-}
-
-// progress writes lines with the time since the start.
-func progress(begin time.Time) func(string, ...any) {
-	return func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
-	}
 }
 
 func compare(c *cobra.Command, o options) (err error) {
@@ -176,7 +154,7 @@ func compare(c *cobra.Command, o options) (err error) {
 	} else if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	say := progress(time.Now())
+	say := output.Progress(c.ErrOrStderr())
 	ctx := c.Context()
 	b, err := newBed(ctx, dir)
 	if err != nil {
@@ -192,7 +170,7 @@ func compare(c *cobra.Command, o options) (err error) {
 		return fmt.Errorf("%w\nthe logs are in %s", err, dir)
 	}
 	if o.output == "json" {
-		return r.writeJSON(c.OutOrStdout())
+		return output.JSON(c.OutOrStdout(), r)
 	}
 	return r.writeText(c.OutOrStdout())
 }

@@ -1,15 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/pkg/client"
@@ -50,21 +49,11 @@ func unixConnect(path, target string) dialFunc {
 	}
 }
 
-// connect has c lead to target.
+// connect has c lead to target, or closes it.
 func connect(c net.Conn, target string) (net.Conn, error) {
-	if _, err := fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
+	if err := shore.Connect(c, target); err != nil {
 		c.Close()
-		return nil, err
-	}
-	r := bufio.NewReader(c)
-	resp, err := http.ReadResponse(r, nil)
-	if err != nil {
-		c.Close()
-		return nil, fmt.Errorf("answer to CONNECT: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK || r.Buffered() > 0 {
-		c.Close()
-		return nil, fmt.Errorf("CONNECT %s: %s, and %d bytes more", target, resp.Status, r.Buffered())
+		return nil, fmt.Errorf("CONNECT %s: %w", target, err)
 	}
 	return c, nil
 }

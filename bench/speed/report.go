@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -12,12 +11,6 @@ import (
 
 // limitName is the chain that all are compared with.
 const limitName = "limit"
-
-func (r *result) writeJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", " ")
-	return e.Encode(r)
-}
 
 // spread is what the rounds gave for one figure.
 type spread struct{ median, least, most float64 }
@@ -93,13 +86,19 @@ func (r *result) writeText(out io.Writer) error {
 	fmt.Fprint(out, "\nWhat each program uses: CPU seconds for a GB, CPU milliseconds for a dial, RSS in MB after all rounds\n\n")
 	for _, w := range r.Rows {
 		for i, name := range w.Programs {
-			_, perGB, _ := spreadOf(each(w, func(r round) float64 { return r.CPUPerGB[i] }))
-			_, perDial, _ := spreadOf(each(w, func(r round) float64 { return r.CPUDial[i] }))
-			_, _, rss := spreadOf(each(w, func(r round) int64 { return r.RSS[i] }))
-			fmt.Fprintf(t, "%s\t%s\t%.2f\t%.2f\t%.0f\n", w.title(), name, perGB, perDial*1e3, float64(rss)/1e6)
+			perGB, perDial, rss := w.usage(i)
+			fmt.Fprintf(t, "%s\t%s\t%.2f\t%.2f\t%.0f\n", w.title(), name, perGB, perDial, rss)
 		}
 	}
 	return t.Flush()
+}
+
+// usage is what a chain's i-th program used: seconds of CPU for a GB and milliseconds for a dial, medians, and the most RSS, in MB.
+func (w *row) usage(i int) (perGB, perDial, rss float64) {
+	_, perGB, _ = spreadOf(each(w, func(r round) float64 { return r.CPUPerGB[i] }))
+	_, perDial, _ = spreadOf(each(w, func(r round) float64 { return r.CPUDial[i] }))
+	_, _, most := spreadOf(each(w, func(r round) int64 { return r.RSS[i] }))
+	return perGB, perDial * 1e3, float64(most) / 1e6
 }
 
 func each[T any](w *row, of func(round) T) (out []T) {
@@ -148,10 +147,8 @@ func (r *result) writeMarkdown(out io.Writer) error {
 	b.WriteString("\nWhat each program uses:\n\n| | program | CPU s / GB | CPU ms / dial | RSS, MB |\n|---|---|---|---|---|\n")
 	for _, w := range r.Rows {
 		for i, name := range w.Programs {
-			_, perGB, _ := spreadOf(each(w, func(r round) float64 { return r.CPUPerGB[i] }))
-			_, perDial, _ := spreadOf(each(w, func(r round) float64 { return r.CPUDial[i] }))
-			_, _, rss := spreadOf(each(w, func(r round) int64 { return r.RSS[i] }))
-			fmt.Fprintf(&b, "| %s | %s | %.2f | %.2f | %.0f |\n", w.title(), name, perGB, perDial*1e3, float64(rss)/1e6)
+			perGB, perDial, rss := w.usage(i)
+			fmt.Fprintf(&b, "| %s | %s | %.2f | %.2f | %.0f |\n", w.title(), name, perGB, perDial, rss)
 		}
 	}
 	_, err := io.WriteString(out, b.String())

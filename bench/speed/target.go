@@ -39,15 +39,7 @@ func answer(c net.Conn) error {
 	n := int64(binary.BigEndian.Uint64(size[:]))
 	switch op[0] {
 	case opDown:
-		block := make([]byte, blockSize)
-		for n > 0 {
-			w, err := c.Write(block[:min(n, blockSize)])
-			if err != nil {
-				return err
-			}
-			n -= int64(w)
-		}
-		return nil
+		return send(c, n)
 	case opUp:
 		if err := discard(c, n); err != nil {
 			return err
@@ -56,6 +48,19 @@ func answer(c net.Conn) error {
 		return err
 	}
 	return fmt.Errorf("unknown operation %q", op[0])
+}
+
+// send writes n bytes.
+func send(w io.Writer, n int64) error {
+	block := make([]byte, blockSize)
+	for n > 0 {
+		m, err := w.Write(block[:min(n, blockSize)])
+		if err != nil {
+			return err
+		}
+		n -= int64(m)
+	}
+	return nil
 }
 
 // discard reads n bytes.

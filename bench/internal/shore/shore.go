@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -159,20 +157,4 @@ func (s *Shore) Close() error {
 func (s *Shore) AddTenant(ctx context.Context) error {
 	_, err := s.Client.AddTenant(ctx, admin.TenantRequest{Name: TenantName, Kubeconfig: s.API.Kubeconfig()})
 	return err
-}
-
-// buildBroker builds the real broker from the tree that this module is in, as `make build` does.
-func Build(ctx context.Context, to string) error {
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/mooring-edge/mooring")
-	root, err := list.Output()
-	if err != nil {
-		return fmt.Errorf("find the broker's source (run this in bench/, or name a binary with --broker): %w", err)
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, "./cmd/broker")
-	build.Dir = strings.TrimSpace(string(root))
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the broker in %s: %w\n%s", build.Dir, err, out)
-	}
-	return nil
 }

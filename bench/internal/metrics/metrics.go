@@ -1,4 +1,5 @@
-package main
+// Package metrics reads what a program says of itself at /metrics.
+package metrics
 
 import (
 	"bufio"
@@ -9,25 +10,25 @@ import (
 	"strings"
 )
 
-// samples are the values of a /metrics page, by name and labels as they stand there.
-type samples map[string]float64
+// Samples are the values of a /metrics page, by name and labels as they stand there.
+type Samples map[string]float64
 
-// scrape reads a broker's metrics.
-func scrape(ctx context.Context, address string) (samples, error) {
+// Read reads the metrics of a program that serves them at address, host:port.
+func Read(ctx context.Context, address string) (Samples, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
 	if err != nil {
 		return nil, err
 	}
-	req.Close = true // a connection kept would be one of the broker's descriptors and goroutines
+	req.Close = true // a connection kept would be one of its descriptors and goroutines
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("read the broker's metrics: %w", err)
+		return nil, fmt.Errorf("read the metrics at %s: %w", address, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("read the broker's metrics at %s: %s", address, resp.Status)
+		return nil, fmt.Errorf("read the metrics at %s: %s", address, resp.Status)
 	}
-	out := samples{}
+	out := Samples{}
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		line := lines.Text()
@@ -42,8 +43,8 @@ func scrape(ctx context.Context, address string) (samples, error) {
 	return out, lines.Err()
 }
 
-// sum adds up a metric over its labels.
-func (s samples) sum(name string) float64 {
+// Sum adds up a metric over its labels.
+func (s Samples) Sum(name string) float64 {
 	total := s[name]
 	for k, v := range s {
 		if strings.HasPrefix(k, name+"{") {

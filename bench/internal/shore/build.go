@@ -1,0 +1,26 @@
+package shore
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// Build builds one of the product's programs from the tree that this module is in, as `make build` does. environ are variables for the go
+// command beside this process' own, such as GOARCH.
+func Build(ctx context.Context, to, program string, environ ...string) error {
+	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/mooring-edge/mooring")
+	root, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("find the product's source (run this in bench/): %w", err)
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, "./cmd/"+program)
+	build.Dir = strings.TrimSpace(string(root))
+	build.Env = append(append(os.Environ(), "CGO_ENABLED=0"), environ...)
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s in %s: %w\n%s", program, build.Dir, err, out)
+	}
+	return nil
+}
