@@ -14,7 +14,6 @@ import (
 
 // Way is one of several ways by which API servers of one tenant reach its nodes, side by side. Each has an API server of its own.
 type Way struct {
-	Name   string
 	tenant *Tenant
 	server string
 }
@@ -27,12 +26,12 @@ func (w *Way) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
 	return w.tenant.KubectlCommand(ctx, append([]string{"--server", w.server}, args...)...)
 }
 
-func (t *Tenant) startWay(ctx context.Context, name string, flags ...string) (*Way, error) {
+func (t *Tenant) startWay(ctx context.Context, flags ...string) (*Way, error) {
 	port := firstWayPort + t.ways
 	t.ways++
 	argv := append(t.apiServer(port), "--kubelet-certificate-authority="+t.pki("ca.crt"))
 	_, err := t.startAPIServer(ctx, fmt.Sprintf("-way-%d", t.ways), port, t.platform.withHosts(t.Name, append(argv, flags...)...))
-	return &Way{Name: name, tenant: t, server: fmt.Sprintf("https://127.0.0.1:%d", port)}, err
+	return &Way{tenant: t, server: fmt.Sprintf("https://127.0.0.1:%d", port)}, err
 }
 
 // bySelector are an API server's flags for an egress selector.
@@ -48,11 +47,11 @@ func (t *Tenant) DirectWay(ctx context.Context, s *Site) (*Way, error) {
 	); err != nil {
 		return nil, err
 	}
-	return t.startWay(ctx, "direct", "--kubelet-preferred-address-types=InternalIP")
+	return t.startWay(ctx, "--kubelet-preferred-address-types=InternalIP")
 }
 
 // MooringWay has an API server reach the broker in one of the modes of `broker egress issue`. A sidecar has that transport to the broker.
-func (t *Tenant) MooringWay(ctx context.Context, name, mode, transport string) (*Way, error) {
+func (t *Tenant) MooringWay(ctx context.Context, mode, transport string) (*Way, error) {
 	p := t.platform
 	dir := filepath.Join(t.Dir, "way-"+mode+"-"+transport)
 	socket := dir + ".sock"
@@ -66,7 +65,7 @@ func (t *Tenant) MooringWay(ctx context.Context, name, mode, transport string) (
 			return nil, err
 		}
 	}
-	return t.startWay(ctx, name, bySelector(filepath.Join(dir, "egress-selector.yaml"))...)
+	return t.startWay(ctx, bySelector(filepath.Join(dir, "egress-selector.yaml"))...)
 }
 
 // firstKonnectivityPort is where the first of upstream's servers takes its agent; it uses the next three ports too, and the next server those
@@ -139,5 +138,5 @@ egressSelections:
 		return nil, err
 	}
 	// The node's address, not its name: only the broker's hosts file would know that.
-	return t.startWay(ctx, "konnectivity, "+mode, "--kubelet-preferred-address-types=InternalIP", "--egress-selector-config-file="+selector)
+	return t.startWay(ctx, "--kubelet-preferred-address-types=InternalIP", "--egress-selector-config-file="+selector)
 }

@@ -69,7 +69,7 @@ type way struct {
 	Down      []float64 `json:"downSeconds"`
 	Up        []float64 `json:"upSeconds"`
 
-	harness.Way `json:"-"`
+	*harness.Way `json:"-"`
 }
 
 type result struct {
@@ -100,7 +100,7 @@ func run(c *cobra.Command, o options) (err error) {
 		}
 		err = errors.Join(err, env.Close())
 	}()
-	ways, err := prepare(ctx, env, say)
+	ways, err := prepare(ctx, env, o.bytes, say)
 	if err != nil {
 		return err
 	}
@@ -144,12 +144,13 @@ func (r *result) writeText(out io.Writer) error {
 	return t.Flush()
 }
 
-// down has the pod send that many bytes. The command is held until they are here: kubectl may lose the end of what a command
+// down has the pod send that many bytes, of a file that is made at the first time: what makes bytes in a busybox is slower than what carries
+// them. The command is held until they are here: kubectl may lose the end of what a command
 // wrote before it exited (kubernetes/kubernetes#124571).
 func (w *way) down(ctx context.Context, n int64) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, execLimit)
 	defer cancel()
-	cmd := w.Kubectl(ctx, "exec", "-i", w.pod(), "--", "sh", "-c", fmt.Sprintf("head -c %d /dev/zero; read here", n))
+	cmd := w.Kubectl(ctx, "exec", "-i", w.pod(), "--", "sh", "-c", fmt.Sprintf("test \"$(stat -c %%s /tmp/down)\" = %[1]d || head -c %[1]d /dev/zero > /tmp/down; cat /tmp/down; read here", n))
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return 0, err
@@ -177,7 +178,7 @@ func (w *way) down(ctx context.Context, n int64) (time.Duration, error) {
 func (w *way) up(ctx context.Context, n int64) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, execLimit)
 	defer cancel()
-	cmd := w.Kubectl(ctx, "exec", "-i", w.pod(), "--", "sh", "-c", fmt.Sprintf("head -c %d | wc -c", n))
+	cmd := w.Kubectl(ctx, "exec", "-i", w.pod(), "--", "sh", "-c", "cat > /tmp/up; stat -c %s /tmp/up")
 	cmd.Stdin = io.LimitReader(zeros{}, n)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

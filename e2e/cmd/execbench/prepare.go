@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/mooring-edge/mooring/e2e/harness"
@@ -22,8 +23,8 @@ spec:
 `
 
 // prepare raises a platform with one tenant and two sites, of which one's agent is on TCP and the other's on QUIC, a pod on each
-// node, and an API server for each way.
-func prepare(ctx context.Context, env *harness.Env, say func(string, ...any)) ([]*way, error) {
+// node with a file of that many bytes, and an API server for each way.
+func prepare(ctx context.Context, env *harness.Env, bytes int64, say func(string, ...any)) ([]*way, error) {
 	p, err := env.StartPlatform(ctx)
 	if err != nil {
 		return nil, err
@@ -47,6 +48,11 @@ func prepare(ctx context.Context, env *harness.Env, say func(string, ...any)) ([
 			return nil, err
 		}
 	}
+	mooring := func(mode, transport string) func() (*harness.Way, error) {
+		return func() (*harness.Way, error) { return t.MooringWay(ctx, mode, transport) }
+	}
+	// One API server calls the broker itself, for the nodes of both transports.
+	connect := sync.OnceValues(mooring(harness.ModeConnect, "tcp"))
 	var ways []*way
 	for _, w := range []struct {
 		name, transport string
@@ -55,30 +61,23 @@ func prepare(ctx context.Context, env *harness.Env, say func(string, ...any)) ([
 		{"direct", "TCP", func() (*harness.Way, error) { return t.DirectWay(ctx, sites["tcp"]) }},
 		{"konnectivity, HTTPConnect/mTLS", "gRPC", func() (*harness.Way, error) { return t.KonnectivityWay(ctx, sites["tcp"], "http-connect") }},
 		{"konnectivity, gRPC/UDS", "gRPC", func() (*harness.Way, error) { return t.KonnectivityWay(ctx, sites["tcp"], "grpc") }},
-		// A session to the broker does not say by which transport the node is reached: an API server over mTLS serves both.
-		{"Mooring, HTTPConnect/mTLS", "TLS+yamux", func() (*harness.Way, error) { return t.MooringWay(ctx, "", harness.ModeConnect, "tcp") }},
-		{"Mooring, sidecar gRPC/UDS", "TLS+yamux", func() (*harness.Way, error) { return t.MooringWay(ctx, "", harness.ModeSidecarGRPC, "tcp") }},
-		{"Mooring, sidecar CONNECT/UDS", "TLS+yamux", func() (*harness.Way, error) { return t.MooringWay(ctx, "", harness.ModeSidecarHTTP, "tcp") }},
-		{"Mooring, HTTPConnect/mTLS", "QUIC", nil},
-		{"Mooring, sidecar gRPC/UDS", "QUIC", func() (*harness.Way, error) { return t.MooringWay(ctx, "", harness.ModeSidecarGRPC, "quic") }},
-		{"Mooring, sidecar CONNECT/UDS", "QUIC", func() (*harness.Way, error) { return t.MooringWay(ctx, "", harness.ModeSidecarHTTP, "quic") }},
+		{"Mooring, HTTPConnect/mTLS", "TLS+yamux", connect},
+		{"Mooring, sidecar gRPC/UDS", "TLS+yamux", mooring(harness.ModeSidecarGRPC, "tcp")},
+		{"Mooring, sidecar CONNECT/UDS", "TLS+yamux", mooring(harness.ModeSidecarHTTP, "tcp")},
+		{"Mooring, HTTPConnect/mTLS", "QUIC", connect},
+		{"Mooring, sidecar gRPC/UDS", "QUIC", mooring(harness.ModeSidecarGRPC, "quic")},
+		{"Mooring, sidecar CONNECT/UDS", "QUIC", mooring(harness.ModeSidecarHTTP, "quic")},
 	} {
-		one := &way{Name: w.name, Transport: w.transport}
-		if w.start != nil {
-			say("an API server: %s over %s", w.name, w.transport)
-			got, err := w.start()
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", w.name, err)
-			}
-			one.Way = *got
-		} else {
-			one.Way = ways[3].Way
+		say("an API server: %s over %s", w.name, w.transport)
+		got, err := w.start()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", w.name, err)
 		}
-		ways = append(ways, one)
+		ways = append(ways, &way{Name: w.name, Transport: w.transport, Way: got})
 	}
 	for _, w := range ways {
 		if _, err := env.Wait(ctx, w.Name+" over "+w.Transport, time.Minute, func(ctx context.Context) error {
-			_, err := w.down(ctx, 1<<10)
+			_, err := w.down(ctx, bytes) // which makes the pod's file
 			return err
 		}); err != nil {
 			return nil, err
