@@ -209,7 +209,7 @@ func (n *fleetNode) hello() wire.Hello {
 func TestFault18RollingRestart(t *testing.T) {
 	const nodes, pause = 6, 20 * time.Millisecond
 	pair := startPairWith(t, func(c *config.Broker) {
-		c.Drain = config.BrokerDrain{Spread: config.Duration{Duration: 2 * time.Second}, Grace: config.Duration{Duration: 20 * time.Second}}
+		c.Drain = config.BrokerDrain{Spread: config.Duration{Duration: 4 * time.Second}, Grace: config.Duration{Duration: 20 * time.Second}}
 	})
 	pair[0].addTenant(t, "acme")
 	pair[1].logs.await(t, `msg="tenant changed" tenant=acme`)

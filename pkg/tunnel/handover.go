@@ -50,7 +50,8 @@ func (c *clientLoop) stay(ctx context.Context, s *Session) *Session {
 		case <-drain:
 			drain = nil
 			delay, _ := s.leaving.asks()
-			plan(moveDrain, c.cfg.jitter(delay))
+			// Not in the last quarter: the other side goes when delay is over, and a session takes a while to be made.
+			plan(moveDrain, c.cfg.jitter(delay-delay/4))
 		case <-renew:
 			plan(moveRenew, 0)
 		case <-due:

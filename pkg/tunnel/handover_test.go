@@ -261,6 +261,21 @@ func TestClientMovesOnDrain(t *testing.T) {
 	})
 }
 
+// TestMovesBeforeTheDelayIsOver: whatever moment within a drain's delay a client picks, enough of it is left to make a session in.
+// Seen failing with a moment out of all of the delay: who picked its end was still dialling as the broker went.
+func TestMovesBeforeTheDelayIsOver(t *testing.T) {
+	cfg := ClientConfig{jitter: func(d time.Duration) time.Duration { return d }}
+	inWeather(t, &weather{quic: true}, cfg, func(t *testing.T, c *Client, ups chan *Session, downs chan error) {
+		old := <-ups
+		told := time.Now()
+		old.drain(20 * time.Second)
+		<-ups
+		if d := time.Since(told); d != 15*time.Second {
+			t.Errorf("moved after %s of 20 s at the latest", d)
+		}
+	})
+}
+
 // TestOldSessionEndsDuringMove: the new session that was on its way when the old one ended is taken.
 func TestOldSessionEndsDuringMove(t *testing.T) {
 	w := &weather{quic: true}
