@@ -42,7 +42,9 @@ func newRoot() *cobra.Command {
 		Short: "Compare the speed of Mooring with that of its peers, in one run",
 		Long: `speed runs one load through Mooring, in each mode and over each transport, through its peers, and through chains
 that do no more than has to be done, and prints each as a ratio to the practical limit: two TLS connections for each request
-and no multiplexing. Programs are built from this tree, and the peers from modules (peers/). Progress goes to standard error.`,
+and no multiplexing. Programs are built from this tree, and the peers from modules (peers/). Progress goes to standard error.
+
+To see where the time goes, set MOORING_BENCH_SYMBOLS=1 and run ` + "`perf record -a -g`" + ` beside it.`,
 		Example: `  go run ./speed                                   # all, five rounds; some 12 minutes
   go run ./speed --only 'limit,yamux,Mooring' --rounds 3
   go run ./speed -o json > figures.json`,

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/mooring-edge/mooring/bench/internal/proc"
+	"github.com/mooring-edge/mooring/bench/internal/shore"
 )
 
 // peerNote is for those that have no TLS between load and near end.
@@ -59,7 +60,7 @@ func (b *bed) buildPeer(name, to string, say func(string, ...any)) error {
 		return nil
 	}
 	say("building %s", name)
-	cmd := exec.CommandContext(b.ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, peerPrograms[name])
+	cmd := exec.CommandContext(b.ctx, "go", "build", "-trimpath", "-ldflags", shore.LinkerFlags(), "-o", to, peerPrograms[name])
 	cmd.Dir, cmd.Env = "peers", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s in bench/peers: %w\n%s", name, err, out)

@@ -8,6 +8,14 @@ import (
 	"strings"
 )
 
+// LinkerFlags are what programs are linked with: as they are shipped, without symbols. With MOORING_BENCH_SYMBOLS set they have them, for perf(1).
+func LinkerFlags() string {
+	if os.Getenv("MOORING_BENCH_SYMBOLS") != "" {
+		return ""
+	}
+	return "-s -w"
+}
+
 // Build builds one of the product's programs from the tree that this module is in, as `make build` does. environ are variables for the go
 // command beside this process' own, such as GOARCH.
 func Build(ctx context.Context, to, program string, environ ...string) error {
@@ -16,7 +24,7 @@ func Build(ctx context.Context, to, program string, environ ...string) error {
 	if err != nil {
 		return fmt.Errorf("find the product's source (run this in bench/): %w", err)
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, "./cmd/"+program)
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", LinkerFlags(), "-o", to, "./cmd/"+program)
 	build.Dir = strings.TrimSpace(string(root))
 	build.Env = append(append(os.Environ(), "CGO_ENABLED=0"), environ...)
 	if out, err := build.CombinedOutput(); err != nil {
