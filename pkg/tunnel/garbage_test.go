@@ -267,12 +267,13 @@ func TestFault37Flood(t *testing.T) {
 	l := rawLink(t, b.addr, TransportTCP)
 	rawOpen(t, l, append(preamble(wire.KindControl, ""), helloFrame()...))
 	s := b.next(t)
-	ys := l.mux.(*yamuxMux).ys
+	m := l.mux.(*yamuxMux)
 	go func() {
 		for {
-			if _, err := ys.OpenStream(); err != nil {
+			if _, err := m.ys.OpenStream(); err != nil {
 				return
 			}
+			m.conn.writeAhead() // no preamble follows
 		}
 	}()
 	within(t, 10*time.Second, s.Done(), "the session to end")

@@ -34,7 +34,7 @@ type frameConn struct {
 	wmu sync.Mutex // held through the writing of whole frames
 
 	mu       sync.Mutex // guards the following
-	grants   []byte     // frames that are to be written; of each stream no more than a few, as it is granted what was read
+	ahead    []byte     // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and what hold says
 	granting bool       // somebody is about to write them
 }
 
@@ -84,8 +84,20 @@ func (c *frameConn) Write(p []byte) (int, error) {
 		if err := c.follow(f); err != nil {
 			return 0, err
 		}
+		if !f.has(yamuxFlagFIN | yamuxFlagRST) {
+			c.hold(f)
+			return len(p), nil
+		}
 	}
 	return len(p), c.write(f, nil)
+}
+
+// hold has a frame that begins a stream go with the next one, which follows at once, or when it is wanted: the stream's preamble, its answer,
+// or the reset of who did not wait for either. It saves each stream a write, a read, and the waking of the other side.
+func (c *frameConn) hold(f yamuxFrame) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ahead = append(c.ahead, f...)
 }
 
 // follow takes note of the streams that begin and end with a frame of ours.
@@ -107,13 +119,13 @@ func (c *frameConn) writeData(stream uint32, p []byte) error {
 	return c.write(f[:], p)
 }
 
-// write writes a frame, and what is to be granted with it, in as few records of TLS as that takes and all of them at once.
+// write writes a frame, and what goes ahead of it, in as few records of TLS as that takes and all of them at once.
 func (c *frameConn) write(head, body []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	first := recordPool.Get().(*[]byte)
 	defer recordPool.Put(first)
-	*first = append(c.takeGrants((*first)[:0]), head...)
+	*first = append(c.takeAhead((*first)[:0]), head...)
 	n := min(len(body), max(recordSize-len(*first), 0))
 	*first = append(*first, body[:n]...)
 	if n == len(body) {
@@ -135,20 +147,20 @@ func (c *frameConn) write(head, body []byte) error {
 // the connection to take that: a reader has no part in how writing goes.
 func (c *frameConn) grant(stream, n uint32) {
 	c.mu.Lock()
-	c.grants = appendGrant(c.grants, stream, n)
+	c.ahead = appendGrant(c.ahead, stream, n)
 	start := !c.granting
 	c.granting = true
 	c.mu.Unlock()
 	if start {
-		c.spawn(c.writeGrants)
+		c.spawn(c.writeAhead)
 	}
 }
 
-// writeGrants writes the grants that go with no other frame.
-func (c *frameConn) writeGrants() {
+// writeAhead writes what goes with no other frame.
+func (c *frameConn) writeAhead() {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if b := c.takeGrants(nil); len(b) > 0 {
+	if b := c.takeAhead(nil); len(b) > 0 {
 		_, err := c.Conn.Write(b)
 		if c.note(err) != nil {
 			_ = c.cork.Conn.Close() // for yamux to know
@@ -156,12 +168,12 @@ func (c *frameConn) writeGrants() {
 	}
 }
 
-// takeGrants appends what is to be granted. wmu is held.
-func (c *frameConn) takeGrants(b []byte) []byte {
+// takeAhead appends what goes before the next frame. wmu is held.
+func (c *frameConn) takeAhead(b []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b = append(b, c.grants...)
-	c.grants, c.granting = c.grants[:0], false
+	b = append(b, c.ahead...)
+	c.ahead, c.granting = c.ahead[:0], false
 	return b
 }
 
