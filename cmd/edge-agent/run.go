@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,7 @@ Stopping the agent stops neither the kubelet nor any pod.`,
 		if err != nil {
 			return err
 		}
+		oneProcessor()
 		logger := newLogger(cmd.ErrOrStderr(), cfg.Log)
 		a, err := agent.New(cfg, agent.Options{Logger: logger})
 		if err != nil {
@@ -175,4 +177,11 @@ func socketFlag(cmd *cobra.Command) *string {
 		def = env
 	}
 	return cmd.Flags().String("socket", def, "the running agent's socket (environment: MOORING_AGENT_SOCKET)")
+}
+
+// oneProcessor has Go code run on one processor at a time: see docs/decisions/0023. The variable GOMAXPROCS goes before it.
+func oneProcessor() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
 }

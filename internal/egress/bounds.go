@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mooring-edge/mooring/internal/bulk"
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
@@ -34,7 +35,7 @@ func (l guests) Accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		return &guest{Conn: c, leave: leave, turn: l.turns.Join(c.RemoteAddr())}, nil
+		return &guest{Conn: bulk.New(c), leave: leave, turn: l.turns.Join(c.RemoteAddr())}, nil
 	}
 }
 

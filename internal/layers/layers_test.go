@@ -139,7 +139,7 @@ var forbidden = []struct {
 		reason:  "the issuing core does no I/O of its own, so that it can be read in one sitting",
 	},
 	{
-		in:      []string{"pkg/tunnel/wire", "internal/splice", "internal/httpconnect", "pkg/health", "internal/enrollapi"},
+		in:      []string{"internal/bulk", "pkg/tunnel/wire", "internal/httpconnect", "pkg/health", "internal/enrollapi"},
 		imports: []string{module},
 		reason:  "the bottom layer knows nothing of Mooring, so that any layer may use it",
 	},

@@ -17,10 +17,14 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/mooring-edge/mooring/internal/bulk"
 )
 
 const (
 	bufferSize = 64 << 10
+	// recordSize is what TLS puts in one record at the most.
+	recordSize = 16 << 10
 	// tailTime is how long the rest of a direction may pause, once nothing can be
 	// sent in the other one any more: an answer that is still on its way is worth it.
 	tailTime = 10 * time.Second
@@ -42,7 +46,7 @@ type (
 // each way.
 func Splice(a, b net.Conn) (aToB, bToA int64, err error) {
 	s := &splice{}
-	sa, sb := &side{Conn: a}, &side{Conn: b}
+	sa, sb := newSide(a), newSide(b)
 	var wg sync.WaitGroup
 	wg.Go(func() { bToA = s.run(sb, sa) })
 	aToB = s.run(sa, sb)
@@ -63,16 +67,29 @@ type splice struct {
 // side is one of the two connections.
 type side struct {
 	net.Conn
+	bulk *bulk.Conn  // beneath TLS; nil: there is none
 	tail atomic.Bool // it takes no more; what is read from it now is a tail
 
 	wmu   sync.Mutex // held through each write; guards reset
 	reset bool       // a write was told that the connection was reset
 }
 
+func newSide(c net.Conn) *side { return &side{Conn: c, bulk: bulk.Of(c)} }
+
+// Write writes what TLS makes several records of at once.
 func (d *side) Write(p []byte) (int, error) {
 	d.wmu.Lock()
 	defer d.wmu.Unlock()
+	cork := d.bulk != nil && len(p) > recordSize
+	if cork {
+		d.bulk.Cork()
+	}
 	n, err := d.Conn.Write(p)
+	if cork {
+		if uerr := d.bulk.Uncork(); err == nil && uerr != nil {
+			n, err = 0, uerr
+		}
+	}
 	if err != nil && socketReset(d.Conn, err) {
 		d.reset = true
 	}
@@ -87,6 +104,17 @@ func (d *side) Read(p []byte) (int, error) {
 		err = syscall.ECONNRESET
 	}
 	return n, err
+}
+
+// fill reads what is there, several records of TLS if so.
+func (d *side) fill(p []byte) (n int, err error) {
+	for {
+		m, err := d.Read(p[n:])
+		n += m
+		if err != nil || d.bulk == nil || len(p)-n < recordSize || !d.bulk.Waiting() {
+			return n, err
+		}
+	}
 }
 
 // wasReset waits for a write that is under way, which on a connection that is closed returns.
@@ -165,7 +193,7 @@ func burst(src, dst *side, short bool) (n int64, done bool, rerr, werr error) {
 		if src.tail.Load() {
 			_ = src.SetReadDeadline(time.Now().Add(tailTime))
 		}
-		r, err := src.Read(buf[:])
+		r, err := src.fill(buf[:])
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
 			n += int64(w)

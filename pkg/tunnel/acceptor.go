@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/bulk"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 	"github.com/quic-go/quic-go"
 )
@@ -179,7 +180,7 @@ func (a *Acceptor) handshake(ctx context.Context, c net.Conn) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.HandshakeTimeout)
 	defer cancel()
 	tuneTCP(c)
-	cc := &corkConn{Conn: c}
+	cc := bulk.New(c)
 	tc := tls.Server(cc, a.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		lingeringClose(ctx, c)

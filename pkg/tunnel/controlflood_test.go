@@ -115,7 +115,7 @@ func FuzzYamuxFrames(f *testing.F) {
 			}
 		}
 		windows := newYamuxWindows(baseWindow, 0)
-		got, err := io.ReadAll(newFrameReader(&cutReader{b, step}, windows))
+		got, err := io.ReadAll(newFrameReader(&cutReader{b, step}, func() bool { return step%2 == 0 }, windows))
 		if err == nil {
 			err = io.EOF
 		}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/bulk"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 	"github.com/quic-go/quic-go"
 )
@@ -255,7 +256,7 @@ func (e *expedition) dialTCP(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	tuneTCP(raw)
-	cc := &corkConn{Conn: raw}
+	cc := bulk.New(raw)
 	tc := tls.Client(cc, e.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()

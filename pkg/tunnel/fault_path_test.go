@@ -258,7 +258,7 @@ func TestFault10LongFatLossy(t *testing.T) {
 		c := relay.Config{Settings: relay.Settings{Up: fat, Down: fat}}
 		inFakeTime(t, c, Config{}, Config{Handler: sink}, func(t *testing.T, agent, _ *Session, r *relay.Relay) {
 			began := time.Now()
-			bulk(t, agent, 24<<20)
+			pour(t, agent, 24<<20)
 			t.Logf("24 MiB took %s, %d bytes were on their way at most", time.Since(began), r.Stats().Up.Peak)
 			if s := r.Stats(); s.Up.Peak < much {
 				t.Errorf("at most %d bytes were on their way", s.Up.Peak)
@@ -278,7 +278,7 @@ func TestFault10LongFatLossy(t *testing.T) {
 		agent, _, r := relayed(t, TransportTCP, Config{}, Config{Handler: watched(14<<20, look, func() {})})
 		both(r, fat)
 		began := time.Now()
-		bulk(t, agent, 24<<20)
+		pour(t, agent, 24<<20)
 		t.Logf("24 MiB took %s, %d bytes were on their way at most", time.Since(began), r.Stats().Up.Peak)
 		if s := r.Stats(); window < much || s.Up.Peak < much/4 {
 			t.Errorf("a window of %d, at most %d bytes were on their way", window, s.Up.Peak)
@@ -312,7 +312,7 @@ func TestFault10LinkIsTheBound(t *testing.T) {
 		var took time.Duration
 		c := relay.Config{Settings: relay.Settings{Up: path, Down: path}}
 		inFakeTime(t, c, cfg, stopwatch(&took), func(t *testing.T, agent, _ *Session, _ *relay.Relay) {
-			bulk(t, agent, ramp+measured)
+			pour(t, agent, ramp+measured)
 			enough(t, took)
 		})
 	})
@@ -321,7 +321,7 @@ func TestFault10LinkIsTheBound(t *testing.T) {
 		var took time.Duration
 		agent, _, r := relayed(t, TransportTCP, cfg, stopwatch(&took))
 		both(r, path)
-		bulk(t, agent, ramp+measured)
+		pour(t, agent, ramp+measured)
 		enough(t, took)
 	})
 }
@@ -344,8 +344,8 @@ func watched(n int64, look func(*Stream), done func()) Handler {
 	}
 }
 
-// bulk sends n bytes over one stream to a sink, and waits for them to be taken.
-func bulk(t *testing.T, s *Session, n int64) {
+// pour sends n bytes over one stream to a sink, and waits for them to be taken.
+func pour(t *testing.T, s *Session, n int64) {
 	t.Helper()
 	st, err := s.Open(t.Context(), wire.KindAPI, "")
 	if err != nil {

@@ -149,7 +149,7 @@ func TestFault11RaisedThenStalled(t *testing.T) {
 			t.Errorf("the first holds %d: its window was not raised", held[0])
 		}
 		began := time.Now()
-		bulk(t, s, 8<<20)
+		pour(t, s, 8<<20)
 		t.Logf("8 MiB beside them took %s", time.Since(began))
 	}
 	t.Run("quic", func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestPeakOfASession(t *testing.T) {
 		if most := int64(small.SessionWindow + streams*baseWindow); sum > most || sum < most*3/4 {
 			t.Errorf("%d bytes are held, want at most %d: %d", sum, most, each)
 		}
-		bulk(t, brk, 4<<20)
+		pour(t, brk, 4<<20)
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+	"github.com/mooring-edge/mooring/internal/bulk"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -53,7 +54,8 @@ type yamuxMux struct {
 }
 
 // newYamuxLink takes over conn, after its handshake; raw is what conn runs on.
-func newYamuxLink(conn *tls.Conn, raw *corkConn, dialled bool, c Config) (*link, error) {
+func newYamuxLink(conn *tls.Conn, raw *bulk.Conn, dialled bool, c Config) (*link, error) {
+	raw.Direct()
 	windows := newYamuxWindows(c.StreamWindow, c.SessionWindow)
 	fc := newFrameConn(conn, raw, windows)
 	yc := &yamux.Config{

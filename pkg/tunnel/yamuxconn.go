@@ -4,9 +4,10 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"io"
-	"net"
 	"sync"
 	"sync/atomic"
+
+	"github.com/mooring-edge/mooring/internal/bulk"
 )
 
 // frameConn is what yamux reads and writes. It shows yamux how streams begin and end, and nothing of what they carry: see frameReader, and
@@ -19,7 +20,7 @@ import (
 // grants of its own, as yamuxWindows decides; and it is written to beside yamux, by streams, whole frames at a time.
 type frameConn struct {
 	*tls.Conn
-	cork    *corkConn
+	bulk    *bulk.Conn
 	windows *yamuxWindows
 	spawn   func(func()) bool // as yamuxMux has it
 
@@ -38,10 +39,10 @@ type frameConn struct {
 	granting bool       // somebody is about to write them
 }
 
-// newFrameConn takes over conn; cork is what it runs on.
-func newFrameConn(conn *tls.Conn, cork *corkConn, windows *yamuxWindows) *frameConn {
-	c := &frameConn{Conn: conn, cork: cork, windows: windows}
-	c.frames = newFrameReader(tally{conn, &c.in}, windows)
+// newFrameConn takes over conn; under is what it runs on.
+func newFrameConn(conn *tls.Conn, under *bulk.Conn, windows *yamuxWindows) *frameConn {
+	c := &frameConn{Conn: conn, bulk: under, windows: windows}
+	c.frames = newFrameReader(tally{conn, &c.in}, under.Waiting, windows)
 	return c
 }
 
@@ -132,12 +133,12 @@ func (c *frameConn) write(head, body []byte) error {
 		_, err := c.Conn.Write(*first)
 		return c.note(err)
 	}
-	c.cork.cork()
+	c.bulk.Cork()
 	_, err := c.Conn.Write(*first)
 	if err == nil {
 		_, err = c.Conn.Write(body[n:])
 	}
-	if ferr := c.cork.uncork(); err == nil {
+	if ferr := c.bulk.Uncork(); err == nil {
 		err = ferr
 	}
 	return c.note(err)
@@ -163,7 +164,7 @@ func (c *frameConn) writeAhead() {
 	if b := c.takeAhead(nil); len(b) > 0 {
 		_, err := c.Conn.Write(b)
 		if c.note(err) != nil {
-			_ = c.cork.Conn.Close() // for yamux to know
+			_ = c.bulk.Conn.Close() // for yamux to know
 		}
 	}
 }
@@ -204,62 +205,3 @@ const recordSize = 16 << 10
 
 // recordPool holds what is joined to one record, and on either side of TLS: what is idle has none.
 var recordPool = sync.Pool{New: func() any { b := make([]byte, 0, recordSize); return &b }}
-
-// corkConn is a net.Conn that can hold writes back to join them.
-type corkConn struct {
-	net.Conn
-
-	mu     sync.Mutex // guards the following
-	corked bool
-	held   *[]byte // from corkPool; nil: nothing is held
-}
-
-// corkSize holds a whole frame as TLS records: header, body, and what TLS adds.
-const corkSize = yamuxChunk + 1<<10
-
-var corkPool = sync.Pool{New: func() any { b := make([]byte, 0, corkSize); return &b }}
-
-// Write implements io.Writer.
-func (c *corkConn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.corked {
-		return c.Conn.Write(p)
-	}
-	if c.held == nil {
-		c.held = corkPool.Get().(*[]byte)
-	}
-	if len(*c.held)+len(p) > corkSize {
-		if err := c.flush(); err != nil {
-			return 0, err
-		}
-		return c.Conn.Write(p)
-	}
-	*c.held = append(*c.held, p...)
-	return len(p), nil
-}
-
-func (c *corkConn) cork() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.corked = true
-}
-
-func (c *corkConn) uncork() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.corked = false
-	return c.flush()
-}
-
-// flush writes what is held. mu is held.
-func (c *corkConn) flush() error {
-	if c.held == nil {
-		return nil
-	}
-	_, err := c.Conn.Write(*c.held)
-	*c.held = (*c.held)[:0]
-	corkPool.Put(c.held)
-	c.held = nil
-	return err
-}

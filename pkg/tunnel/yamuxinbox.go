@@ -68,8 +68,9 @@ func (b *inbox) drop() {
 	}
 }
 
-// fill takes n bytes of r. What it has is there to be read at once, not only when all has come.
-func (b *inbox) fill(r io.Reader, n int) error {
+// fill takes n bytes of r. What it has is there to be read at once, not only when all has come; but whoever reads is not woken as long as
+// more says that the next part is at hand.
+func (b *inbox) fill(r io.Reader, n int, more func() bool) error {
 	for n > 0 {
 		room := b.room(n)
 		if room == nil {
@@ -77,7 +78,11 @@ func (b *inbox) fill(r io.Reader, n int) error {
 		}
 		m, err := r.Read(room)
 		b.filled(m)
-		if n -= m; n > 0 && err != nil {
+		n -= m
+		if n == 0 || err != nil || !more() {
+			b.poke()
+		}
+		if n > 0 && err != nil {
 			return unexpected(err)
 		}
 	}
@@ -113,9 +118,6 @@ func (b *inbox) filled(n int) {
 	}
 	b.free()
 	b.mu.Unlock()
-	if n > 0 {
-		b.poke()
-	}
 }
 
 // free gives back what was read. mu is held.

@@ -13,6 +13,7 @@ import (
 type frameReader struct {
 	windows *yamuxWindows
 	r       *bufio.Reader
+	more    func() bool // the next record of TLS is at hand
 	header  [yamuxHeader]byte
 	left    []byte // of header: what yamux is still to see
 }
@@ -20,8 +21,8 @@ type frameReader struct {
 // headBuffer holds a few headers; more would only be copied once more.
 const headBuffer = 256
 
-func newFrameReader(r io.Reader, windows *yamuxWindows) *frameReader {
-	return &frameReader{windows: windows, r: bufio.NewReaderSize(r, headBuffer)}
+func newFrameReader(r io.Reader, more func() bool, windows *yamuxWindows) *frameReader {
+	return &frameReader{windows: windows, more: more, r: bufio.NewReaderSize(r, headBuffer)}
 }
 
 // Read implements io.Reader.
@@ -69,7 +70,7 @@ func (f *frameReader) next() error {
 
 func (f *frameReader) body(h yamuxFrame) error {
 	if in := f.windows.inbox(h.stream()); in != nil {
-		return in.fill(f.r, int(h.length()))
+		return in.fill(f.r, int(h.length()), f.more)
 	}
 	return discardN(f.r, int64(h.length())) // the stream was closed here
 }

@@ -1,0 +1,215 @@
+// Package bulk is what lies between TLS and its socket where many bytes go: it has several records of TLS read and written by one
+// system call. crypto/tls itself takes one for each record of 16 KiB, and with each, the other end of the connection is woken.
+//
+// Writes are joined between Cork and Uncork. Reads take what the socket has, up to a buffer's size, and Waiting says whether the next
+// record is there already, so that who passes bytes on can join them too. An idle connection holds no buffer.
+package bulk
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+)
+
+const (
+	// size is that of the buffers: four whole records of TLS, and what TLS and a multiplexer add to them.
+	size = 65<<10 + 256
+
+	recordHeader = 5 // RFC 8446, section 5.1
+
+	// large is how long a record is that carries a part of many bytes. What TLS itself has to say, for which nobody's Read returns, is shorter.
+	large = 4 << 10
+)
+
+var buffers = sync.Pool{New: func() any { return new([size]byte) }}
+
+// Conn is a connection under TLS. One goroutine may read and several may write at a time, as net.Conn has it.
+type Conn struct {
+	net.Conn
+
+	// Used by the one who reads.
+	raw    syscall.RawConn // nil: reads are the connection's own
+	plain  bool            // for good
+	in     *[size]byte     // nil: nothing was read ahead
+	r, w   int             // of in: what was read ahead
+	header [recordHeader]byte
+	have   int // bytes of header that were given out
+	left   int // bytes of the record that are to be given out
+
+	mu     sync.Mutex // guards the following
+	corked int
+	out    *[size]byte // nil: nothing is held
+	held   int
+}
+
+// New makes a Conn on c. Reads are c's own, unless c is a socket itself: see Direct.
+func New(c net.Conn) *Conn {
+	b := &Conn{Conn: c}
+	if s, ok := c.(syscall.Conn); ok {
+		b.direct(s)
+	}
+	return b
+}
+
+// Direct has reads go to the socket beneath all wrappers from now on. It is for when these have given out all that they have read, and no
+// Read is under way, such as the end of a handshake. Where there is no socket they stay as they are.
+func (c *Conn) Direct() {
+	for below := c.Conn; ; {
+		if s, ok := below.(syscall.Conn); ok {
+			c.direct(s)
+			return
+		}
+		w, ok := below.(interface{ NetConn() net.Conn })
+		if _, other := below.(*tls.Conn); other || !ok { // beneath other TLS, such as a proxy's, are other bytes
+			c.plain = true
+			return
+		}
+		below = w.NetConn()
+	}
+}
+
+func (c *Conn) direct(s syscall.Conn) {
+	raw, err := s.SyscallConn()
+	if c.plain = err != nil || !readable; !c.plain {
+		c.raw = raw
+	}
+}
+
+// NetConn returns what c is on.
+func (c *Conn) NetConn() net.Conn { return c.Conn }
+
+// Of returns the Conn that c, be it TLS or another wrapper, is on; nil: none.
+func Of(c net.Conn) *Conn {
+	for {
+		switch v := c.(type) {
+		case *Conn:
+			return v
+		case interface{ NetConn() net.Conn }:
+			c = v.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// CloseWrite ends what is written. errors.ErrUnsupported: not on such a connection.
+func (c *Conn) CloseWrite() error {
+	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Read implements io.Reader. It returns no more than up to the end of a record.
+func (c *Conn) Read(p []byte) (int, error) {
+	switch {
+	case len(p) == 0:
+		return 0, nil
+	case c.plain:
+		return c.Conn.Read(p)
+	case c.raw == nil: // not beyond the end of the record, for Direct to begin with the next one
+		end := c.left
+		if c.have < recordHeader {
+			end = recordHeader - c.have
+		}
+		n, err := c.Conn.Read(p[:min(len(p), end)])
+		c.follow(p[:n])
+		return n, err
+	}
+	if c.in == nil {
+		if err := c.fetch(); err != nil {
+			return 0, err
+		}
+	}
+	n := c.follow(c.in[c.r:min(c.w, c.r+len(p))])
+	copy(p, c.in[c.r:c.r+n])
+	if c.r += n; c.r == c.w {
+		buffers.Put(c.in)
+		c.in = nil
+	}
+	return n, nil
+}
+
+// follow notes that b is given out, but for what is behind the end of a record, and returns how much that is.
+func (c *Conn) follow(b []byte) (n int) {
+	for n < len(b) {
+		if c.have < recordHeader {
+			m := copy(c.header[c.have:], b[n:])
+			n += m
+			if c.have += m; c.have < recordHeader {
+				return n
+			}
+			c.left = int(binary.BigEndian.Uint16(c.header[3:]))
+		}
+		m := min(c.left, len(b)-n)
+		n += m
+		if c.left -= m; c.left == 0 {
+			c.have = 0
+			return n
+		}
+	}
+	return n
+}
+
+// Waiting says that whoever reads records from c would not have to wait for the next one: it is there, whole, and a large one. It is for
+// the one who reads.
+func (c *Conn) Waiting() bool {
+	if c.in == nil || c.have > 0 || c.w-c.r < recordHeader {
+		return false
+	}
+	n := int(binary.BigEndian.Uint16(c.in[c.r+3:]))
+	return n >= large && c.w-c.r >= recordHeader+n
+}
+
+// Cork holds back what is written from now on, up to some 64 KiB, until an Uncork for each Cork.
+func (c *Conn) Cork() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.corked++
+}
+
+// Uncork writes what was held back. An error is that of the write.
+func (c *Conn) Uncork() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.corked--; c.corked > 0 {
+		return nil
+	}
+	return c.flush()
+}
+
+// Write implements io.Writer.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.corked == 0 {
+		return c.Conn.Write(p)
+	}
+	if c.held+len(p) > size {
+		if err := c.flush(); err != nil {
+			return 0, err
+		}
+	}
+	if len(p) > size {
+		return c.Conn.Write(p)
+	}
+	if c.out == nil {
+		c.out = buffers.Get().(*[size]byte)
+	}
+	c.held += copy(c.out[c.held:], p)
+	return len(p), nil
+}
+
+// flush writes what is held. mu is held.
+func (c *Conn) flush() error {
+	if c.out == nil {
+		return nil
+	}
+	_, err := c.Conn.Write(c.out[:c.held])
+	buffers.Put(c.out)
+	c.out, c.held = nil, 0
+	return err
+}
