@@ -44,6 +44,7 @@ var layer = map[string]int{
 	"internal/relay":       10,
 	"pkg/tunnel/wire":      10,
 	"internal/splice":      10,
+	"internal/bulk":        5,
 	"internal/httpconnect": 10,
 	"pkg/health":           10,
 	"internal/version":     10,
