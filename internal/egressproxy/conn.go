@@ -23,8 +23,6 @@ const (
 	tailTime = 10 * time.Second
 )
 
-var chunks = sync.Pool{New: func() any { b := new([chunk]byte); return b }}
-
 // conn is one connection of a call.
 //
 // Konnectivity knows no half-close. A node that ends its bytes has the connection closed (CLOSE_RSP), and what the client has
@@ -43,8 +41,8 @@ type conn struct {
 	deaf           atomic.Bool // the node takes nothing more
 
 	mu       sync.Mutex // guards the following
-	queue    [][]byte
-	queued   int           // bytes in it
+	queue    []held
+	queued   int           // what it takes, in bytes
 	finished bool          // CLOSE_REQ came: the end follows the queue
 	over     bool          // nothing is written any more
 	why      string        // it was cut, if it was
@@ -111,17 +109,18 @@ func (k *conn) pump() error {
 	}
 }
 
-// burst sends what there is to read, with one buffer.
+// burst sends what there is to read.
 func (k *conn) burst() error {
-	buf := chunks.Get().(*[chunk]byte)
-	defer chunks.Put(buf)
 	for {
-		n, err := k.node.Read(buf[:])
+		buf := dirty.Get(chunk)
+		n, err := k.node.Read(*buf)
 		if n > 0 { // an empty packet would be an end of file to the client
 			k.received.Add(int64(n))
-			if err := k.call.sendData(k, buf[:n]); err != nil {
+			if err := k.call.sendData(k, buf, n); err != nil {
 				return err
 			}
+		} else {
+			dirty.Put(buf)
 		}
 		if err != nil {
 			return err
@@ -143,7 +142,8 @@ func (k *conn) write() {
 			_ = k.node.Close() // behind all that was written
 			return
 		}
-		n, err := k.node.Write(b)
+		n, err := k.node.Write(b.bytes)
+		b.free()
 		k.sent.Add(int64(n))
 		if err == nil {
 			continue
@@ -161,7 +161,7 @@ func (k *conn) write() {
 }
 
 // next waits for something to write.
-func (k *conn) next() (b []byte, end, over bool) {
+func (k *conn) next() (b held, end, over bool) {
 	for {
 		k.mu.Lock()
 		switch {
@@ -170,7 +170,7 @@ func (k *conn) next() (b []byte, end, over bool) {
 		case len(k.queue) > 0:
 			b = k.queue[0]
 			k.queue = k.queue[1:]
-			k.queued -= len(b)
+			k.queued -= b.weight()
 		case k.finished:
 			end = true
 		default:
@@ -187,8 +187,9 @@ func (k *conn) next() (b []byte, end, over bool) {
 // put queues what the client sent. With a full queue it waits, and with it all that comes by the same gRPC stream: that is the
 // back-pressure on a client which has one connection on each. Where there are others it waits for stallLimit, and then the
 // connection is cut for their sake.
-func (k *conn) put(b []byte) {
-	if len(b) == 0 {
+func (k *conn) put(b held) {
+	if len(b.bytes) == 0 {
+		b.free()
 		return
 	}
 	stall := time.NewTimer(k.call.p.cfg.stallLimit)
@@ -197,10 +198,11 @@ func (k *conn) put(b []byte) {
 		k.mu.Lock()
 		if k.over || k.finished {
 			k.mu.Unlock()
+			b.free()
 			return
 		}
-		if k.queued == 0 || k.queued+len(b) <= maxQueue {
-			k.queue, k.queued = append(k.queue, b), k.queued+len(b)
+		if k.queued == 0 || k.queued+b.weight() <= maxQueue {
+			k.queue, k.queued = append(k.queue, b), k.queued+b.weight()
 			k.mu.Unlock()
 			signal(k.filled)
 			return

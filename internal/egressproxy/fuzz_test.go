@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
 )
@@ -58,14 +59,19 @@ type scripted struct {
 
 func (s *scripted) Context() context.Context { return s.ctx }
 
-func (s *scripted) Recv() (*konnectivity.Packet, error) {
+func (s *scripted) RecvMsg(m any) error {
 	if len(s.in) == 0 {
-		return nil, io.EOF
+		return io.EOF
 	}
-	p := s.in[0]
+	b, err := proto.Marshal(s.in[0])
 	s.in = s.in[1:]
-	return p, nil
+	if err != nil {
+		return err
+	}
+	return codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, m)
 }
+
+func (s *scripted) Recv() (*konnectivity.Packet, error) { panic("not used") }
 
 func (s *scripted) Send(p *konnectivity.Packet) error {
 	s.mu.Lock()
@@ -73,6 +79,56 @@ func (s *scripted) Send(p *konnectivity.Packet) error {
 	s.out[p.Type]++
 	s.last = append(s.last, p)
 	return nil
+}
+
+// FuzzCodec: a packet is read as protobuf reads it, whatever it looks like, and one of data written as protobuf would.
+func FuzzCodec(f *testing.F) {
+	for _, p := range []*konnectivity.Packet{dataPacket(1, []byte("x")), dataPacket(-7, make([]byte, 5000)), dataPacket(0, nil), {Type: konnectivity.PacketType_DATA},
+		{Type: konnectivity.PacketType_DIAL_REQ, Payload: &konnectivity.Packet_DialRequest{DialRequest: &konnectivity.DialRequest{Random: 5}}}} {
+		b, err := proto.Marshal(p)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(append(b, b...)) // fields twice
+		f.Add(b[:len(b)/2])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var want konnectivity.Packet
+		werr := proto.Unmarshal(b, &want)
+		var got received
+		err := codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b[:len(b)/2]), mem.SliceBuffer(b[len(b)/2:])}, &got)
+		if (err == nil) != (werr == nil) {
+			t.Fatalf("%x: %v, protobuf says %v", b, err, werr)
+		}
+		if err != nil {
+			return
+		}
+		if got.packet != nil {
+			if !proto.Equal(got.packet, &want) {
+				t.Fatalf("%x: %v, want %v", b, got.packet, &want)
+			}
+			return
+		}
+		if want.Type != konnectivity.PacketType_DATA || want.GetData().GetConnectID() != got.id || !bytes.Equal(want.GetData().GetData(), got.data.bytes) {
+			t.Fatalf("%x: %d %x, want %v", b, got.id, got.data.bytes, &want)
+		}
+		buf := dirty.Get(len(got.data.bytes))
+		copy(*buf, got.data.bytes)
+		sent, err := codec{}.Marshal(&sending{id: got.id, buf: buf, n: len(got.data.bytes)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sent.Free()
+		var again konnectivity.Packet
+		if err := proto.Unmarshal(sent.Materialize(), &again); err != nil {
+			t.Fatal(err)
+		}
+		if again.Type != want.Type || again.GetData().GetConnectID() != got.id || !bytes.Equal(again.GetData().GetData(), got.data.bytes) {
+			t.Fatalf("%d %x is sent as %v", got.id, got.data.bytes, &again)
+		}
+		got.data.free()
+	})
 }
 
 // FuzzPackets: whatever packets come, in whatever order, the call ends when they do, with no more answers than there were

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/status"
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
 
@@ -21,7 +22,7 @@ const (
 	// one packet of each Write.
 	maxPacket = 4 << 20
 	// chunk bounds the data of a packet that is sent.
-	chunk = 32 << 10
+	chunk = 64 << 10
 	// maxPerCall bounds the dials and connections of one gRPC stream. The API server has one on each.
 	maxPerCall = 128
 	// maxCalls bounds the gRPC streams of one connection.
@@ -39,6 +40,8 @@ func (p *Proxy) serveGRPC(ctx context.Context, l *listen.Handed) {
 		grpc.InitialWindowSize(callWindow),
 		grpc.ConnectionTimeout(firstBytes),
 		grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(codec{}),
+		experimental.BufferPool(dirty),
 	)
 	konnectivity.RegisterProxyServiceServer(srv, service{p})
 	defer context.AfterFunc(ctx, srv.Stop)()
@@ -56,14 +59,19 @@ func (s service) Proxy(stream konnectivity.ProxyService_ProxyServer) error {
 	defer c.abandon()
 	defer cancel()
 	for {
-		pkt, err := stream.Recv()
+		var r received
+		err := stream.RecvMsg(&r)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if err := c.take(pkt); err != nil {
+		if r.packet == nil {
+			c.takeData(r)
+			continue
+		}
+		if err := c.take(r.packet); err != nil {
 			return err
 		}
 	}
@@ -93,11 +101,8 @@ func (c *call) take(pkt *konnectivity.Packet) error {
 	switch pkt.GetType() {
 	case konnectivity.PacketType_DIAL_REQ:
 		return c.dialRequest(pkt.GetDialRequest())
-	case konnectivity.PacketType_DATA:
-		// What comes for a connection that has ended crossed the word of that.
-		if k := c.conn(pkt.GetData().GetConnectID()); k != nil {
-			k.put(pkt.GetData().GetData())
-		}
+	case konnectivity.PacketType_DATA: // one that is written in an uncommon way
+		c.takeData(received{id: pkt.GetData().GetConnectID(), data: held{bytes: pkt.GetData().GetData()}})
 	case konnectivity.PacketType_CLOSE_REQ:
 		id := pkt.GetCloseRequest().GetConnectID()
 		k := c.conn(id)
@@ -111,6 +116,15 @@ func (c *call) take(pkt *konnectivity.Packet) error {
 	}
 	// DRAIN is for servers with agents behind them, and what is not known is passed over.
 	return nil
+}
+
+// takeData hands data on. What comes for a connection that has ended crossed the word of that.
+func (c *call) takeData(r received) {
+	if k := c.conn(r.id); k != nil {
+		k.put(r.data)
+		return
+	}
+	r.data.free()
 }
 
 func (c *call) conn(id int64) *conn {
@@ -228,16 +242,21 @@ func (c *call) send(pkt *konnectivity.Packet) error {
 	return c.stream.Send(pkt)
 }
 
-// sendData sends data of a connection that has not been said to be closed.
-func (c *call) sendData(k *conn, b []byte) error {
+// sendData sends the first n bytes of a buffer, which it takes, of a connection that has not been said to be closed.
+func (c *call) sendData(k *conn, buf *[]byte, n int) error {
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	if k.mute {
+		dirty.Put(buf)
 		return errMute
 	}
-	return c.stream.Send(&konnectivity.Packet{Type: konnectivity.PacketType_DATA, Payload: &konnectivity.Packet_Data{
-		Data: &konnectivity.Data{ConnectID: k.id, Data: b},
-	}})
+	if n <= chunk/4 { // gRPC keeps it until the client takes it
+		small := dirty.Get(n)
+		copy(*small, *buf)
+		dirty.Put(buf)
+		buf = small
+	}
+	return c.stream.SendMsg(&sending{id: k.id, buf: buf, n: n})
 }
 
 var errMute = errors.New("the connection was closed by its client")
