@@ -122,12 +122,13 @@ faults: ## List the tests of each fault and attack that the product must stand, 
 	@git grep -hoE '(func |")(Test|Fuzz)?Fault[0-9]{2}[A-Za-z0-9]*' -- '*_test.go' | sed -E 's/^(func |")//' | \
 		sed -E 's/^((Test|Fuzz)?Fault([0-9]{2}).*)/\3  \1/' | sort -u
 
-bench: deps kubernetes ## Measure speed and size beside peers and the practical limit, and write docs/performance.md (as root; some 35 minutes)
+ROUNDS ?= 5
+bench: deps kubernetes ## Measure speed and size beside peers and the practical limit, and write docs/performance.md (as root; some 35 minutes; ROUNDS=5)
 	@mkdir -p bin/bench
 	$(call say,the same load through Mooring and its peers and a chain that does no more than has to be done)
-	cd bench && go run ./speed -o json > ../bin/bench/speed.json.new && mv ../bin/bench/speed.json.new ../bin/bench/speed.json
+	cd bench && go run ./speed --rounds $(ROUNDS) -o json > ../bin/bench/speed.json.new && mv ../bin/bench/speed.json.new ../bin/bench/speed.json
 	$(call say,kubectl exec with a real Kubernetes)
-	cd e2e && go run ./cmd/execbench -o json > ../bin/bench/exec.json.new && mv ../bin/bench/exec.json.new ../bin/bench/exec.json
+	cd e2e && go run ./cmd/execbench --rounds $(ROUNDS) -o json > ../bin/bench/exec.json.new && mv ../bin/bench/exec.json.new ../bin/bench/exec.json
 	$(call say,the size of the programs and what an idle agent takes)
 	cd bench && go run ./speed footprint -o json > ../bin/bench/footprint.json.new && mv ../bin/bench/footprint.json.new ../bin/bench/footprint.json
 	cd bench && go run ./speed page --figures ../bin/bench --page ../docs/performance.md

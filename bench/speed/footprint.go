@@ -144,7 +144,7 @@ func versionOf(ctx context.Context, path, emulator string) (string, error) {
 		return "", err
 	}
 	file.Close()
-	argv := []string{path, "--version"}
+	argv := []string{path, "version"}
 	if file.Machine != hostMachine {
 		argv = append([]string{emulator}, argv...)
 	}
