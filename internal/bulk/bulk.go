@@ -43,6 +43,7 @@ type Conn struct {
 	corked int
 	out    *[size]byte // nil: nothing is held
 	held   int
+	failed error // of a write that TLS was told is done: nothing may follow it
 }
 
 // New makes a Conn on c. Reads are c's own, unless c is a socket itself: see Direct.
@@ -185,6 +186,9 @@ func (c *Conn) Uncork() error {
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.failed != nil {
+		return 0, c.failed
+	}
 	if c.corked == 0 {
 		return c.Conn.Write(p)
 	}
@@ -206,10 +210,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 // flush writes what is held. mu is held.
 func (c *Conn) flush() error {
 	if c.out == nil {
-		return nil
+		return c.failed
 	}
-	_, err := c.Conn.Write(c.out[:c.held])
+	_, c.failed = c.Conn.Write(c.out[:c.held])
 	buffers.Put(c.out)
 	c.out, c.held = nil, 0
-	return err
+	return c.failed
 }

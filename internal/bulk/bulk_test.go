@@ -248,6 +248,25 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestNothingFollowsAFailedWrite: records that TLS believes to be written and that were not leave a gap, which nothing may follow. Seen failing
+// without Conn.failed.
+func TestNothingFollowsAFailedWrite(t *testing.T) {
+	_, server := pair(t)
+	c := Of(server)
+	c.Cork()
+	if _, err := server.Write(random(48 << 10)); err != nil {
+		t.Fatal(err)
+	}
+	_ = server.SetWriteDeadline(time.Now().Add(-time.Second))
+	if err := c.Uncork(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the deadline: %v", err)
+	}
+	_ = c.Conn.SetWriteDeadline(time.Time{})
+	if _, err := c.Write([]byte("more")); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a write after one that failed: %v", err)
+	}
+}
+
 // FuzzFollow: whatever comes, no more is given out at once than up to the end of a record, and nothing is lost.
 func FuzzFollow(f *testing.F) {
 	f.Add([]byte{23, 3, 3, 0, 2, 'a', 'b', 23, 3, 3, 0, 0, 21, 3, 3, 255, 255}, uint8(3))
