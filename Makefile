@@ -127,6 +127,7 @@ bench: deps kubernetes ## Measure speed and size beside peers and the practical 
 	@mkdir -p bin/bench
 	$(call say,the same load through Mooring and its peers and a chain that does no more than has to be done)
 	cd bench && go run ./speed --rounds $(ROUNDS) -o json > ../bin/bench/speed.json.new && mv ../bin/bench/speed.json.new ../bin/bench/speed.json
+	cd bench && go run ./speed quic --rounds $(ROUNDS) -o json > ../bin/bench/quic.json.new && mv ../bin/bench/quic.json.new ../bin/bench/quic.json
 	$(call say,kubectl exec with a real Kubernetes)
 	cd e2e && go run ./cmd/execbench --rounds $(ROUNDS) -o json > ../bin/bench/exec.json.new && mv ../bin/bench/exec.json.new ../bin/bench/exec.json
 	$(call say,the size of the programs and what an idle agent takes)

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/yamux"
 	"github.com/quic-go/quic-go"
@@ -94,15 +93,10 @@ func southOf(ctx context.Context, over, south string, client, server *tls.Config
 			}
 			return yamuxDuplex{s}, nil
 		}, nil
-	case overQUIC:
+	case overQUIC, overQUIC1200, overQUICNoGSO, overQUICBuffers:
 		conf := server.Clone()
 		conf.NextProtos = []string{bareALPN}
-		l, err := quic.ListenAddr(south, conf, quicConfig())
-		if err != nil {
-			return nil, err
-		}
-		fmt.Fprintln(os.Stderr, "waits")
-		c, err := l.Accept(ctx)
+		c, err := acceptQUIC(ctx, over, south, conf)
 		if err != nil {
 			return nil, err
 		}
@@ -115,10 +109,6 @@ func southOf(ctx context.Context, over, south string, client, server *tls.Config
 		}, nil
 	}
 	return nil, fmt.Errorf("unknown way %q", over)
-}
-
-func quicConfig() *quic.Config {
-	return &quic.Config{KeepAlivePeriod: 10 * time.Second, MaxIncomingStreams: 1 << 12}
 }
 
 // farEnd takes what the near end opens, and carries it to the target.
@@ -162,10 +152,10 @@ func farEnd(ctx context.Context, over, south, target string, c certs) error {
 			}
 			go carry(yamuxDuplex{s})
 		}
-	case overQUIC:
+	case overQUIC, overQUIC1200, overQUICNoGSO, overQUICBuffers:
 		conf := client.Clone()
 		conf.NextProtos = []string{bareALPN}
-		c, err := quic.DialAddr(ctx, south, conf, quicConfig())
+		c, err := dialQUIC(ctx, over, south, conf)
 		if err != nil {
 			return err
 		}

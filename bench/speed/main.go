@@ -51,18 +51,25 @@ To see where the time goes, set MOORING_BENCH_SYMBOLS=1 and run ` + "`perf recor
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		RunE:          func(c *cobra.Command, _ []string) error { return compare(c, o) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			return compare(c, o, func(b *bed, bin string, say func(string, ...any)) ([]*chain, error) { return b.chains(o, bin, say) })
+		},
 	}
+	c.Flags().StringVar(&o.only, "only", "", "only chains with one of these, with commas, in their names; the limit is always measured")
+	o.flags(c)
+	c.AddCommand(newQUIC(), newFootprint(), newPage(), newTarget(), newNear(), newFar())
+	return c
+}
+
+// flags are those of all that measures chains.
+func (o *options) flags(c *cobra.Command) {
 	fl := c.Flags()
 	fl.IntVar(&o.rounds, "rounds", 5, "how often each chain is measured; figures are the medians")
-	fl.StringVar(&o.only, "only", "", "only chains with one of these, with commas, in their names; the limit is always measured")
 	fl.DurationVar(&o.transfer, "transfer", 1200*time.Millisecond, "how long bytes flow for each figure")
 	fl.DurationVar(&o.pings, "pings", time.Second, "how long single bytes go to and fro")
 	fl.DurationVar(&o.dials, "dials", 1500*time.Millisecond, "how long is dialled")
 	fl.StringVarP(&o.output, "output", "o", "text", "text or json")
 	fl.StringVar(&o.dir, "dir", "", "keep the logs of all programs in this directory; default: a temporary one")
-	c.AddCommand(newFootprint(), newPage(), newTarget(), newNear(), newFar())
-	return c
 }
 
 func newTarget() *cobra.Command {
@@ -136,7 +143,8 @@ func build(ctx context.Context, to string) error {
 	return nil
 }
 
-func compare(c *cobra.Command, o options) (err error) {
+// compare measures the chains that start makes.
+func compare(c *cobra.Command, o options, start func(b *bed, bin string, say func(string, ...any)) ([]*chain, error)) (err error) {
 	if o.output != "text" && o.output != "json" {
 		return fmt.Errorf("--output %q: want text or json", o.output)
 	}
@@ -163,7 +171,7 @@ func compare(c *cobra.Command, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	chains, err := b.chains(o, filepath.Join(dir, "bin"), say)
+	chains, err := start(b, filepath.Join(dir, "bin"), say)
 	if err != nil {
 		return fmt.Errorf("%w\nthe logs are in %s", err, dir)
 	}

@@ -48,7 +48,7 @@ func newPage() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "page",
 		Short: "Put figures that were measured into a page, and the plot beside it",
-		Long: `page reads what speed (speed.json), e2e/cmd/execbench (exec.json) and footprint (footprint.json) have printed, as far as it is there, and
+		Long: `page reads what speed (speed.json) and its quic (quic.json), e2e/cmd/execbench (exec.json) and footprint (footprint.json) have printed, as far as it is there, and
 writes each as tables into the page: between the lines <!-- NAME: begin --> and <!-- NAME: end -->, where NAME is that of the file without
 .json. The plot goes beside the page, with the ending .svg.`,
 		Example: `  go run ./speed page --figures ../bin/bench --page ../docs/performance.md`,
@@ -76,7 +76,7 @@ func writePage(page, dir string) error {
 	for _, part := range []struct {
 		name string
 		into markdown
-	}{{"speed", speed}, {"exec", &execResult{}}, {"footprint", &footprint{}}} {
+	}{{"speed", speed}, {"quic", &result{}}, {"exec", &execResult{}}, {"footprint", &footprint{}}} {
 		data, err := os.ReadFile(filepath.Join(dir, part.name+".json"))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
