@@ -113,8 +113,10 @@ It is a secret, shown only now. Until it expires, `+"`broker token revoke %s`"+`
 // cloudInit is a whole user-data, for an image with edge-agent in it or for a plain Debian that installs it. Nothing is waited
 // for: the agent may wait for an operator, the installation for the network, and cloud-init would wait with them.
 //
-// Its bootcmd runs at each boot, before files are written. A secret that was overwritten (edge-agent seal) is not written again.
+// Its bootcmd runs at each boot, before files are written. A secret that was overwritten (edge-agent seal) is not written again: what is looked
+// for must not be found in the bootcmd itself, which is in the same file.
 func cloudInit(r admin.TokenResponse, bundle string, pkg debPackage) string {
+	overwritten := fmt.Sprintf(`%c\{%d\}`, enrollapi.OverwrittenSecret[0], len(enrollapi.OverwrittenSecret))
 	what, files, unit := "an image that has edge-agent", "", "edge-agent.service"
 	written := bundlePath + " " + cloudCommands
 	if pkg != (debPackage{}) {
@@ -132,7 +134,7 @@ func cloudInit(r admin.TokenResponse, bundle string, pkg debPackage) string {
 bootcmd:
   # cloud-init writes once, and the power may go before that is on the disk. What is empty on a box that is not enrolled is written again.
   - >-
-    test -s %s || grep -qs %s %s/user-data.txt ||
+    test -s %s || grep -qs '%s' %s/user-data.txt ||
     for f in %s; do
     test -s $f || (cd %s/sem && rm -f config_write_files config_runcmd config_scripts_user); done
 write_files:
@@ -144,7 +146,7 @@ write_files:
   - [systemctl, daemon-reload]
   - [systemctl, enable, %s]
   - [systemctl, start, --no-block, %s]
-`, purpose(r), what, identityPath, enrollapi.OverwrittenSecret, cloudInstance, written, cloudInstance, bundlePath, indent(bundle, "      "), files, unit, unit)
+`, purpose(r), what, identityPath, overwritten, cloudInstance, written, cloudInstance, bundlePath, indent(bundle, "      "), files, unit, unit)
 }
 
 const (

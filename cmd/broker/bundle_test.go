@@ -103,7 +103,8 @@ func TestCloudInit(t *testing.T) {
 	}
 }
 
-// TestCloudInitBootCommand: the user-data's bootcmd takes cloud-init's marks away where it has to write again, and only there.
+// TestCloudInitBootCommand: the user-data's bootcmd takes cloud-init's marks away where it has to write again, and only there. Seen failing with a
+// bootcmd that has the overwritten secret's characters in it, and takes those for the secret.
 func TestCloudInitBootCommand(t *testing.T) {
 	const written, empty = "x", ""
 	for _, c := range []struct {
@@ -131,10 +132,12 @@ func TestCloudInitBootCommand(t *testing.T) {
 			for _, mark := range marks {
 				write(cloudInstance+"/sem/"+mark, "")
 			}
+			userData := printedWith(t, formatCloudInit, someToken("acme", "auto"), pkg)
+			write(cloudInstance+"/user-data.txt", userData) // where the bootcmd must not find itself
 			for path, text := range c.files {
 				write(path, text)
 			}
-			data := decodeUserData(t, printedWith(t, formatCloudInit, someToken("acme", "auto"), pkg))
+			data := decodeUserData(t, userData)
 			if len(data.BootCmd) != 1 {
 				t.Fatalf("%+v", data)
 			}

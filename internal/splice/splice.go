@@ -100,10 +100,15 @@ func (d *side) Write(p []byte) (int, error) {
 // that was to a write, a read sees an end of file.
 func (d *side) Read(p []byte) (int, error) {
 	n, err := d.Conn.Read(p)
+	return n, d.ended(err)
+}
+
+// ended is what an error of a read is.
+func (d *side) ended(err error) error {
 	if err == io.EOF && tcpClosed(d.Conn) && d.wasReset() {
-		err = syscall.ECONNRESET
+		return syscall.ECONNRESET
 	}
-	return n, err
+	return err
 }
 
 // fill reads what is there, several records of TLS if so.
@@ -129,6 +134,13 @@ func (d *side) wasReset() bool {
 func (d *side) takesNoMore() {
 	d.tail.Store(true)
 	_ = d.SetReadDeadline(time.Now().Add(tailTime))
+}
+
+// expectTail is called before each read: a tail may not pause for longer.
+func (d *side) expectTail() {
+	if d.tail.Load() {
+		_ = d.SetReadDeadline(time.Now().Add(tailTime))
+	}
 }
 
 // run copies src to dst.
@@ -169,14 +181,11 @@ func (s *splice) fail(err error) {
 // copyAll copies until the end of src, or an error of either. A buffer is held
 // only while there is something to copy: most connections are idle most of the time.
 func copyAll(src, dst *side) (n int64, rerr, werr error) {
-	wait := waitFunc(src.Conn)
+	first := firstRead(src)
 	for {
-		if wait != nil {
-			if err := wait(); err != nil {
-				return n, err, nil
-			}
-		}
-		more, done, rerr, werr := burst(src, dst, wait != nil)
+		buf, r, err := first()
+		more, done, rerr, werr := burst(src, dst, buf, r, err)
+		buffers.Put(buf)
 		n += more
 		if done || rerr != nil || werr != nil {
 			return n, rerr, werr
@@ -184,16 +193,9 @@ func copyAll(src, dst *side) (n int64, rerr, werr error) {
 	}
 }
 
-// burst copies with one buffer until src has nothing more at hand, if that can
-// be told; done is the end of file.
-func burst(src, dst *side, short bool) (n int64, done bool, rerr, werr error) {
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
+// burst copies what was read with one buffer, and goes on until src has nothing more at hand; done is the end of file.
+func burst(src, dst *side, buf *[bufferSize]byte, r int, err error) (n int64, done bool, rerr, werr error) {
 	for {
-		if src.tail.Load() {
-			_ = src.SetReadDeadline(time.Now().Add(tailTime))
-		}
-		r, err := src.fill(buf[:])
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
 			n += int64(w)
@@ -206,23 +208,36 @@ func burst(src, dst *side, short bool) (n int64, done bool, rerr, werr error) {
 			return n, true, nil, nil
 		case err != nil:
 			return n, false, err, nil
-		case short && r < len(buf)/4:
+		case r < len(buf)/4:
 			return n, false, nil, nil
 		}
+		src.expectTail()
+		r, err = src.fill(buf[:])
 	}
 }
 
-// waitFunc returns how to wait for src without a buffer; nil: not at all.
-func waitFunc(c net.Conn) func() error {
-	switch v := c.(type) {
-	case waiter:
-		return v.WaitRead
-	case *net.TCPConn:
-		return socketWait(v)
-	case *net.UnixConn:
-		return socketWait(v)
+// firstRead returns how to wait for src, and read, with no buffer while it waits. Where that can't be had there is one all the time.
+func firstRead(src *side) func() (*[bufferSize]byte, int, error) {
+	if grab := grabber(src.Conn); grab != nil {
+		return func() (*[bufferSize]byte, int, error) {
+			src.expectTail()
+			buf, r, err := grab()
+			return buf, r, src.ended(err)
+		}
 	}
-	return nil
+	wait := func() error { return nil }
+	if w, ok := src.Conn.(waiter); ok {
+		wait = w.WaitRead
+	}
+	return func() (*[bufferSize]byte, int, error) {
+		src.expectTail()
+		err := wait()
+		buf, r := buffers.Get().(*[bufferSize]byte), 0
+		if err == nil {
+			r, err = src.fill(buf[:])
+		}
+		return buf, r, err
+	}
 }
 
 // socketReset says whether err means that the TCP connection beneath c was reset.

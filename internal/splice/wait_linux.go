@@ -1,35 +1,50 @@
 package splice
 
 import (
+	"io"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// socketWait waits until a stream socket has something to read, be it an error.
-func socketWait(c syscall.Conn) func() error {
-	rc, err := c.SyscallConn()
+// grabber returns what waits until a stream socket has something to read, and reads it, into a buffer that is only taken then; nil: c
+// is no socket. There is a buffer with an error, too.
+func grabber(c net.Conn) func() (*[bufferSize]byte, int, error) {
+	switch c.(type) {
+	case *net.TCPConn, *net.UnixConn:
+	default:
+		return nil
+	}
+	rc, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return nil
 	}
-	return func() error {
-		var (
-			b    [1]byte
-			perr error
-		)
-		err := rc.Read(func(fd uintptr) bool {
+	return func() (buf *[bufferSize]byte, n int, err error) {
+		var rerr error
+		err = rc.Read(func(fd uintptr) bool {
+			buf = buffers.Get().(*[bufferSize]byte)
 			for {
-				_, _, perr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-				if perr != unix.EINTR {
-					return perr != unix.EAGAIN
+				if n, rerr = unix.Read(int(fd), buf[:]); rerr != unix.EINTR {
+					break
 				}
 			}
+			if rerr == unix.EAGAIN {
+				buffers.Put(buf)
+				return false
+			}
+			return true
 		})
-		if err != nil {
-			return err
+		switch {
+		case err != nil: // nothing was read
+			return buffers.Get().(*[bufferSize]byte), 0, err
+		case rerr != nil:
+			return buf, 0, &net.OpError{Op: "read", Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError("read", rerr)}
+		case n == 0:
+			return buf, 0, io.EOF
 		}
-		return perr // a reset is told once: who drops it here makes the next Read a clean end
+		return buf, n, nil
 	}
 }
 
