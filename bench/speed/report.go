@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -15,12 +14,12 @@ const limitName = "limit"
 // spread is what the rounds gave for one figure.
 type spread struct{ median, least, most float64 }
 
-func spreadOf[T cmp.Ordered](values []T) (least, median, most T) {
+func spreadOf[T int64 | float64](values []T) (least, median, most T) {
 	s := slices.Sorted(slices.Values(values))
 	if len(s) == 0 {
 		return
 	}
-	return s[0], s[len(s)/2], s[len(s)-1]
+	return s[0], (s[(len(s)-1)/2] + s[len(s)/2]) / 2, s[len(s)-1]
 }
 
 func (w *row) figure(f int) (s spread) {

@@ -1,11 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"runtime"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -33,14 +34,19 @@ Stopping the agent stops neither the kubelet nor any pod.`,
 		if err != nil {
 			return err
 		}
-		oneProcessor()
+		modest()
 		logger := newLogger(cmd.ErrOrStderr(), cfg.Log)
 		a, err := agent.New(cfg, agent.Options{Logger: logger})
 		if err != nil {
 			return err
 		}
 		logger.Info("edge-agent starts", "version", version.Version, "state_dir", cfg.StateDir)
-		return a.Run(cmd.Context())
+		ctx, cancel := context.WithCancel(cmd.Context())
+		var trimming sync.WaitGroup
+		trimming.Go(func() { trim(ctx) })
+		defer trimming.Wait()
+		defer cancel()
+		return a.Run(ctx)
 	}
 	return cmd
 }
@@ -177,11 +183,4 @@ func socketFlag(cmd *cobra.Command) *string {
 		def = env
 	}
 	return cmd.Flags().String("socket", def, "the running agent's socket (environment: MOORING_AGENT_SOCKET)")
-}
-
-// oneProcessor has Go code run on one processor at a time: see docs/decisions/0023. The variable GOMAXPROCS goes before it.
-func oneProcessor() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(1)
-	}
 }

@@ -33,7 +33,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.start(a.watchClock)
 	g.start(a.watchStorage)
 	g.start(a.keepNetwork)
-	g.start(trim)
 	g.start(func(ctx context.Context) error { return a.serveAPI(ctx, local.api) })
 	g.start(func(ctx context.Context) error { return a.serveAdmin(ctx, local.admin) })
 	if local.health != nil {

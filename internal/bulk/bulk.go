@@ -11,7 +11,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"syscall"
 )
 
 const (
@@ -31,10 +30,10 @@ type Conn struct {
 	net.Conn
 
 	// Used by the one who reads.
-	raw    syscall.RawConn // nil: reads are the connection's own
-	plain  bool            // for good
-	in     *[size]byte     // nil: nothing was read ahead
-	r, w   int             // of in: what was read ahead
+	source *Source[[size]byte] // nil: reads are the connection's own
+	plain  bool                // for good
+	in     *[size]byte         // nil: nothing was read ahead
+	r, w   int                 // of in: what was read ahead
 	header [recordHeader]byte
 	have   int // bytes of header that were given out
 	left   int // bytes of the record that are to be given out
@@ -48,35 +47,33 @@ type Conn struct {
 
 // New makes a Conn on c. Reads are c's own, unless c is a socket itself: see Direct.
 func New(c net.Conn) *Conn {
-	b := &Conn{Conn: c}
-	if s, ok := c.(syscall.Conn); ok {
-		b.direct(s)
-	}
+	b := &Conn{Conn: c, source: newSource(c)}
+	_, wraps := c.(wrapper)
+	b.plain = b.source == nil && !wraps
 	return b
+}
+
+type wrapper interface{ NetConn() net.Conn }
+
+func newSource(c net.Conn) *Source[[size]byte] {
+	return NewSource(c, &buffers, func(b *[size]byte) []byte { return b[:] })
 }
 
 // Direct has reads go to the socket beneath all wrappers from now on. It is for when these have given out all that they have read, and no
 // Read is under way, such as the end of a handshake. Where there is no socket they stay as they are.
 func (c *Conn) Direct() {
-	for below := c.Conn; ; {
-		if s, ok := below.(syscall.Conn); ok {
-			c.direct(s)
-			return
-		}
-		w, ok := below.(interface{ NetConn() net.Conn })
+	below := c.Conn
+	for {
+		w, ok := below.(wrapper)
 		if _, other := below.(*tls.Conn); other || !ok { // beneath other TLS, such as a proxy's, are other bytes
-			c.plain = true
-			return
+			break
 		}
 		below = w.NetConn()
 	}
-}
-
-func (c *Conn) direct(s syscall.Conn) {
-	raw, err := s.SyscallConn()
-	if c.plain = err != nil || !readable; !c.plain {
-		c.raw = raw
+	if c.source == nil {
+		c.source = newSource(below)
 	}
+	c.plain = c.source == nil
 }
 
 // NetConn returns what c is on.
@@ -88,7 +85,7 @@ func Of(c net.Conn) *Conn {
 		switch v := c.(type) {
 		case *Conn:
 			return v
-		case interface{ NetConn() net.Conn }:
+		case wrapper:
 			c = v.NetConn()
 		default:
 			return nil
@@ -111,7 +108,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return 0, nil
 	case c.plain:
 		return c.Conn.Read(p)
-	case c.raw == nil: // not beyond the end of the record, for Direct to begin with the next one
+	case c.source == nil: // not beyond the end of the record, for Direct to begin with the next one
 		end := c.left
 		if c.have < recordHeader {
 			end = recordHeader - c.have
@@ -121,9 +118,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return n, err
 	}
 	if c.in == nil {
-		if err := c.fetch(); err != nil {
+		buf, n, err := c.source.Read()
+		if err != nil {
 			return 0, err
 		}
+		c.in, c.r, c.w = buf, 0, n
 	}
 	n := c.follow(c.in[c.r:min(c.w, c.r+len(p))])
 	copy(p, c.in[c.r:c.r+n])

@@ -21,20 +21,24 @@ import (
 // pair is TLS over loopback, with a Conn beneath either end.
 func pair(t *testing.T) (client, server *tls.Conn) {
 	t.Helper()
+	a, b := tcpPair(t)
+	return shake(t, New(a), New(b))
+}
+
+func tcpPair(t *testing.T) (a, b net.Conn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	b, err := l.Accept()
-	if err != nil {
+	if b, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	return shake(t, New(a), New(b))
+	return a, b
 }
 
 func shake(t *testing.T, a, b net.Conn) (client, server *tls.Conn) {
@@ -174,24 +178,12 @@ func (w wrapped) NetConn() net.Conn { return w.Conn }
 
 // TestDirectAfterHandshake: a Conn on a wrapper takes the socket after the handshake, also with bytes on their way that came with its end.
 func TestDirectAfterHandshake(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, b := tcpPair(t)
 	client, server := shake(t, New(a), New(wrapped{b}))
 	sent := random(200 << 10)
 	go func() { _, _ = client.Write(sent) }()
 	c := Of(server)
-	if c.raw != nil {
+	if c.source != nil {
 		t.Fatal("direct from the start")
 	}
 	got := make([]byte, 1000)
@@ -199,7 +191,7 @@ func TestDirectAfterHandshake(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Direct()
-	if c.raw == nil {
+	if c.source == nil {
 		t.Fatal("not direct")
 	}
 	rest, err := io.ReadAll(io.LimitReader(server, int64(len(sent)-len(got))))
@@ -223,7 +215,7 @@ func TestNoSocket(t *testing.T) {
 	client, _ := pair(t)
 	over := New(client)
 	over.Direct()
-	if over.raw != nil {
+	if over.source != nil {
 		t.Error("reads from beneath TLS")
 	}
 }

@@ -104,22 +104,18 @@ func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // parseData reads a packet of data as its client writes it. Whatever else it is, also if it could be read as one in the end, is not ok.
 func parseData(b []byte) (id int64, data []byte, ok bool) {
-	kind, inner := uint64(0), []byte(nil)
+	var kind uint64
+	var inner []byte
 	for len(b) > 0 {
-		field, what, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return 0, nil, false
-		}
-		b = b[n:]
+		f, n := consume(b)
 		switch {
-		case field == packetType && what == protowire.VarintType:
-			kind, n = protowire.ConsumeVarint(b)
-		case field == packetData && what == protowire.BytesType && inner == nil:
-			inner, n = protowire.ConsumeBytes(b)
-		default:
+		case n < 0:
 			return 0, nil, false
-		}
-		if n < 0 {
+		case f.is(packetType, protowire.VarintType):
+			kind = f.number
+		case f.is(packetData, protowire.BytesType) && inner == nil:
+			inner = f.bytes
+		default:
 			return 0, nil, false
 		}
 		b = b[n:]
@@ -128,27 +124,51 @@ func parseData(b []byte) (id int64, data []byte, ok bool) {
 		return 0, nil, false
 	}
 	for len(inner) > 0 {
-		field, what, n := protowire.ConsumeTag(inner)
-		if n < 0 {
-			return 0, nil, false
-		}
-		inner = inner[n:]
+		f, n := consume(inner)
 		switch {
-		case field == dataID && what == protowire.VarintType:
-			var v uint64
-			v, n = protowire.ConsumeVarint(inner)
-			id = int64(v)
-		case field == dataBytes && what == protowire.BytesType:
-			data, n = protowire.ConsumeBytes(inner)
-		default: // such as the error, which clients do not send
+		case n < 0:
 			return 0, nil, false
-		}
-		if n < 0 {
+		case f.is(dataID, protowire.VarintType):
+			id = int64(f.number)
+		case f.is(dataBytes, protowire.BytesType):
+			data = f.bytes
+		default: // such as the error, which clients do not send
 			return 0, nil, false
 		}
 		inner = inner[n:]
 	}
 	return id, data, true
+}
+
+// field is one of a message: a number, or bytes.
+type field struct {
+	id     protowire.Number
+	what   protowire.Type
+	number uint64
+	bytes  []byte
+}
+
+func (f field) is(id protowire.Number, what protowire.Type) bool { return f.id == id && f.what == what }
+
+// consume reads the first field of a message, and returns its length; negative: there is none, or one that is neither number nor bytes.
+func consume(b []byte) (f field, n int) {
+	id, what, tag := protowire.ConsumeTag(b)
+	if tag < 0 {
+		return field{}, -1
+	}
+	f = field{id: id, what: what}
+	switch what {
+	case protowire.VarintType:
+		f.number, n = protowire.ConsumeVarint(b[tag:])
+	case protowire.BytesType:
+		f.bytes, n = protowire.ConsumeBytes(b[tag:])
+	default:
+		return field{}, -1
+	}
+	if n < 0 {
+		return field{}, -1
+	}
+	return f, tag + n
 }
 
 // dirty is a mem.BufferPool whose buffers hold what they held before: each is written to its length before it is read.

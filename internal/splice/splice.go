@@ -185,7 +185,9 @@ func copyAll(src, dst *side) (n int64, rerr, werr error) {
 	for {
 		buf, r, err := first()
 		more, done, rerr, werr := burst(src, dst, buf, r, err)
-		buffers.Put(buf)
+		if buf != nil {
+			buffers.Put(buf)
+		}
 		n += more
 		if done || rerr != nil || werr != nil {
 			return n, rerr, werr
@@ -216,28 +218,37 @@ func burst(src, dst *side, buf *[bufferSize]byte, r int, err error) (n int64, do
 	}
 }
 
-// firstRead returns how to wait for src, and read, with no buffer while it waits. Where that can't be had there is one all the time.
+// firstRead returns how to wait for src, and read, with no buffer while it waits. Where that can't be had there is one all the time. Without
+// bytes there may be none.
 func firstRead(src *side) func() (*[bufferSize]byte, int, error) {
-	if grab := grabber(src.Conn); grab != nil {
+	if socket := newSource(src.Conn); socket != nil {
 		return func() (*[bufferSize]byte, int, error) {
 			src.expectTail()
-			buf, r, err := grab()
+			buf, r, err := socket.Read()
 			return buf, r, src.ended(err)
 		}
 	}
-	wait := func() error { return nil }
-	if w, ok := src.Conn.(waiter); ok {
-		wait = w.WaitRead
-	}
+	w, waits := src.Conn.(waiter)
 	return func() (*[bufferSize]byte, int, error) {
 		src.expectTail()
-		err := wait()
-		buf, r := buffers.Get().(*[bufferSize]byte), 0
-		if err == nil {
-			r, err = src.fill(buf[:])
+		if waits {
+			if err := w.WaitRead(); err != nil {
+				return nil, 0, err
+			}
 		}
+		buf := buffers.Get().(*[bufferSize]byte)
+		r, err := src.fill(buf[:])
 		return buf, r, err
 	}
+}
+
+// newSource returns how to read from a socket; nil: c is none.
+func newSource(c net.Conn) *bulk.Source[[bufferSize]byte] {
+	switch c.(type) {
+	case *net.TCPConn, *net.UnixConn: // and nothing that only wraps one
+		return bulk.NewSource(c, &buffers, func(b *[bufferSize]byte) []byte { return b[:] })
+	}
+	return nil
 }
 
 // socketReset says whether err means that the TCP connection beneath c was reset.

@@ -1,0 +1,70 @@
+package bulk
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// Source reads from a socket into buffers of a pool, and takes one only when there is something to read: who waits holds none. One goroutine
+// may use it, in the place of the connection's Read, whose deadline and Close it heeds.
+type Source[B any] struct {
+	conn  net.Conn
+	raw   syscall.RawConn
+	pool  *sync.Pool // of *B
+	bytes func(*B) []byte
+	try   func(fd uintptr) bool
+
+	// Of the read that is under way.
+	buf *B
+	n   int
+	err error
+}
+
+// NewSource returns nil where c is no socket, or the system has no such reads. bytes is the memory of a buffer.
+func NewSource[B any](c net.Conn, pool *sync.Pool, bytes func(*B) []byte) *Source[B] {
+	socket, ok := c.(syscall.Conn)
+	if !ok || readSocket == nil {
+		return nil
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	s := &Source[B]{conn: c, raw: raw, pool: pool, bytes: bytes}
+	s.try = s.attempt // once: the hot path makes no closures
+	return s
+}
+
+// Read waits, and returns a buffer with what was read, which is the caller's to give back to the pool. With an error, io.EOF among them, there is
+// none.
+func (s *Source[B]) Read() (buf *B, n int, err error) {
+	s.buf, s.n, s.err = nil, 0, nil
+	err = s.raw.Read(s.try)
+	if err == nil {
+		err = s.err
+	}
+	return s.buf, s.n, err
+}
+
+// attempt reads what is there; false: there is nothing yet.
+func (s *Source[B]) attempt(fd uintptr) bool {
+	buf := s.pool.Get().(*B)
+	n, err := readSocket(fd, s.bytes(buf))
+	if err == nil && n > 0 {
+		s.buf, s.n = buf, n
+		return true
+	}
+	s.pool.Put(buf)
+	switch err {
+	case nil:
+		s.err = io.EOF
+	case syscall.EAGAIN:
+		return false
+	default: // a reset is told once: who drops it here makes the next read a clean end
+		s.err = &net.OpError{Op: "read", Net: s.conn.LocalAddr().Network(), Source: s.conn.LocalAddr(), Addr: s.conn.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+	}
+	return true
+}
