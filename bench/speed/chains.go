@@ -11,8 +11,8 @@ import (
 // chains starts all that are asked for, in the order of the tables.
 func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*chain, err error) {
 	wanted := func(name string) bool {
-		return o.only == "" || name == limitName || slices.ContainsFunc(strings.Split(o.only, ","), func(s string) bool {
-			return strings.Contains(strings.ToLower(name), strings.ToLower(strings.TrimSpace(s)))
+		return len(o.only) == 0 || name == limitName || slices.ContainsFunc(o.only, func(s string) bool {
+			return strings.Contains(strings.ToLower(name), strings.ToLower(s))
 		})
 	}
 	add := func(name string, make func() (*chain, error)) error {
@@ -45,7 +45,12 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 		return nil, err
 	}
 	all = append(all, peers...)
-	if !slices.ContainsFunc(mooringNames, wanted) {
+	ofMooring := func(name, transport string) bool { return wanted(name + ", " + transport) }
+	over := func(t tunnel.Transport) bool {
+		return slices.ContainsFunc(mooringNames, func(name string) bool { return ofMooring(name, transportNames[t]) })
+	}
+	transports := slices.DeleteFunc([]tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC}, func(t tunnel.Transport) bool { return !over(t) })
+	if len(transports) == 0 {
 		return all, nil
 	}
 	say("building broker and edge-agent")
@@ -59,7 +64,7 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range []tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC} {
+	for _, t := range transports {
 		say("starting Mooring over %s", transportNames[t])
 		c, err := m.direct(t, bin)
 		if err == nil {
@@ -73,7 +78,7 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 			return nil, err
 		}
 		for _, c := range append([]*chain{c}, s...) {
-			if wanted(c.name) {
+			if ofMooring(c.name, c.transport) {
 				all = append(all, c)
 			}
 		}

@@ -29,7 +29,7 @@ func main() {
 // options are the flags.
 type options struct {
 	rounds int
-	only   string
+	only   []string
 	output string
 	dir    string
 	durations
@@ -46,7 +46,7 @@ and no multiplexing. Programs are built from this tree, and the peers from modul
 
 To see where the time goes, set MOORING_BENCH_SYMBOLS=1 and run ` + "`perf record -a -g`" + ` beside it.`,
 		Example: `  go run ./speed                                   # all, five rounds; some 12 minutes
-  go run ./speed --only 'limit,yamux,Mooring' --rounds 3
+  go run ./speed --only yamux --only 'Mooring, HTTPConnect' --rounds 3
   go run ./speed -o json > figures.json`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
@@ -55,7 +55,7 @@ To see where the time goes, set MOORING_BENCH_SYMBOLS=1 and run ` + "`perf recor
 			return compare(c, o, func(b *bed, bin string, say func(string, ...any)) ([]*chain, error) { return b.chains(o, bin, say) })
 		},
 	}
-	c.Flags().StringVar(&o.only, "only", "", "only chains with one of these, with commas, in their names; the limit is always measured")
+	c.Flags().StringArrayVar(&o.only, "only", nil, "only chains that have this in their name, as the tables print it; may be repeated; the limit is always measured")
 	o.flags(c)
 	c.AddCommand(newQUIC(), newFootprint(), newPage(), newTarget(), newNear(), newFar())
 	return c

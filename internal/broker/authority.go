@@ -26,12 +26,18 @@ type authority struct {
 	store       *store.Store
 	trustDomain string
 	log         *slog.Logger
-	current     atomic.Pointer[pki.Keyring]
+	current     atomic.Pointer[keys]
 	// changed is called after each change; set before the first. It must not block.
 	changed func()
 
 	mu  sync.Mutex // held while current changes; guards the following field
 	rev int64      // of the record that current is
+}
+
+// keys are a keyring and what it trusts: one pool for all who verify by it, who know by that what they have verified before.
+type keys struct {
+	ring *pki.Keyring
+	pool *x509.CertPool
 }
 
 // openAuthority reads the keyring from the store, or makes it at the very first start.
@@ -55,9 +61,10 @@ func openAuthority(ctx context.Context, st *store.Store, trustDomain string, log
 }
 
 // Keyring returns the keyring of the moment.
-func (a *authority) Keyring() *pki.Keyring { return a.current.Load() }
+func (a *authority) Keyring() *pki.Keyring { return a.current.Load().ring }
 
-func (a *authority) pool() *x509.CertPool { return a.Keyring().Pool() }
+// pool returns the CAs that are trusted. It is the same one until they change, and not to be changed.
+func (a *authority) pool() *x509.CertPool { return a.current.Load().pool }
 
 // take makes a record the current one, if it is newer.
 func (a *authority) take(item store.Item) error {
@@ -73,7 +80,7 @@ func (a *authority) take(item store.Item) error {
 	if td := ring.TrustDomain(); td != a.trustDomain {
 		return fmt.Errorf("trustDomain is %q, but the CA was made for %q: set it back (every identity carries it)", a.trustDomain, td)
 	}
-	a.current.Store(ring)
+	a.current.Store(&keys{ring: ring, pool: ring.Pool()})
 	a.rev = item.Rev
 	if a.changed != nil {
 		a.changed()

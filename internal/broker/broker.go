@@ -259,13 +259,23 @@ func (b *broker) assemble(ctx context.Context, st *store.Store) (err error) {
 
 // serverTLS is the broker's side of TLS, with clients of these roles.
 func (b *broker) serverTLS(o pki.ServerOptions, roles ...pki.Role) *tls.Config {
-	verify := pki.VerifyPeer(b.ca.pool, x509.ExtKeyUsageClientAuth, time.Now, func(id pki.Identity) error {
+	return pki.ServerTLS(b.cert.get, pki.VerifyPeer(b.ca.pool, x509.ExtKeyUsageClientAuth, time.Now, b.has(roles...)), o)
+}
+
+// egressTLS is that of the egress port, where each dial of an API server is a handshake: see docs/decisions/0024.
+func (b *broker) egressTLS() *tls.Config {
+	verify := pki.VerifyRepeated(b.ca.pool, x509.ExtKeyUsageClientAuth, time.Now, b.has(pki.RoleAPIServer))
+	return pki.ServerTLS(b.cert.withoutRoots, verify, pki.ServerOptions{AllowTLS12: true, ClassicKeyExchange: true, NextProtos: []string{"http/1.1"}})
+}
+
+// has makes a check that an identity is one of ours and has one of these roles.
+func (b *broker) has(roles ...pki.Role) func(pki.Identity) error {
+	return func(id pki.Identity) error {
 		if id.TrustDomain != b.cfg.TrustDomain || !slices.Contains(roles, id.Role) {
 			return fmt.Errorf("identity %s has none of the roles %v of %s", id, roles, b.cfg.TrustDomain)
 		}
 		return nil
-	})
-	return pki.ServerTLS(b.cert.get, verify, o)
+	}
 }
 
 // serve starts everything that listens. Each part ends with ctx.
@@ -288,7 +298,7 @@ func (b *broker) serve(ctx context.Context, g *errgroup.Group, st *store.Store, 
 	agents := b.newKonnectivity(ln.tcp.Addr())
 	b.front = b.newFront(enrolConns, agents)
 	b.egress = egress.New(egress.Config{
-		TLS:       b.serverTLS(pki.ServerOptions{AllowTLS12: true}, pki.RoleAPIServer),
+		TLS:       b.egressTLS(),
 		Authorize: b.authorizeEgress, Dialer: b.board, Registerer: b.metrics, Logger: b.log, Audit: b.audit,
 		MaxPending: b.cfg.Egress.MaxPending, Enter: b.newEgressDoor().Enter, Tracer: b.tracer,
 	})

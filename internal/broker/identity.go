@@ -73,7 +73,8 @@ type serverCert struct {
 	mu sync.Mutex // guards the following fields
 	// current is nil before the first use.
 	current *tls.Certificate
-	from    *pki.Keyring // which issued current
+	bare    *tls.Certificate // current without the CAs' own certificates
+	from    *pki.Keyring     // which issued current
 	renewAt time.Time
 }
 
@@ -111,17 +112,34 @@ func brokerID() string {
 	return "broker"
 }
 
+// get returns it with all by which somebody who has known one of the CAs, or no more than its hash, can verify it.
 func (s *serverCert) get() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	err := s.renew()
+	return s.current, err
+}
+
+// withoutRoots returns it for those who have a CA in a file, and so no use for one that comes with it: to verify by both takes a signature more.
+func (s *serverCert) withoutRoots() (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.renew()
+	return s.bare, err
+}
+
+// renew sees to it that current is good. mu is held.
+func (s *serverCert) renew() error {
 	now, ring := time.Now(), s.ring()
 	if s.current != nil && s.from == ring && now.Before(s.renewAt) {
-		return s.current, nil
+		return nil
 	}
 	cert, err := ring.IssueBroker(s.id, s.dns, s.ips, now, brokerCertTTL)
 	if err != nil {
-		return nil, fmt.Errorf("issue the broker's own certificate: %w", err)
+		return fmt.Errorf("issue the broker's own certificate: %w", err)
 	}
-	s.current, s.from, s.renewAt = &cert, ring, now.Add(brokerCertTTL*2/3)
-	return s.current, nil
+	bare := cert
+	bare.Certificate = pki.WithoutRoots(cert.Certificate)
+	s.current, s.bare, s.from, s.renewAt = &cert, &bare, ring, now.Add(brokerCertTTL*2/3)
+	return nil
 }

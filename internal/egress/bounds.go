@@ -1,8 +1,6 @@
 package egress
 
 import (
-	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"runtime"
@@ -24,9 +22,10 @@ type guests struct {
 	turns *strangers.Turns
 }
 
-func (l guests) Accept() (net.Conn, error) {
+// next returns the next one that is let in.
+func (l guests) next() (*guest, error) {
 	for {
-		c, err := l.Listener.Accept()
+		c, err := l.Accept()
 		if err != nil {
 			return nil, err
 		}
@@ -74,25 +73,6 @@ func (c *guest) known() {
 
 // NetConn lets the splice reach the TCP connection below, to reset it.
 func (c *guest) NetConn() net.Conn { return c.Conn }
-
-type guestKey struct{}
-
-// withGuest keeps a connection's guest where its requests find it; it is an http.Server's ConnContext.
-func withGuest(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*tls.Conn); ok {
-		if g, ok := t.NetConn().(*guest); ok {
-			return context.WithValue(ctx, guestKey{}, g)
-		}
-	}
-	return ctx
-}
-
-// admitted says that the peer of a request's connection is known.
-func admitted(ctx context.Context) {
-	if g, ok := ctx.Value(guestKey{}).(*guest); ok {
-		g.known()
-	}
-}
 
 // requests counts what is under way for each tenant, and keeps the metrics of that.
 type requests struct {

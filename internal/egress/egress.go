@@ -13,9 +13,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,8 +36,8 @@ type Dialer interface {
 
 // Config is what a Server is made of.
 type Config struct {
-	// TLS must demand and verify a client certificate of role apiserver. It is used as it is, but for
-	// the protocols: the egress selector's client speaks HTTP/1.1 only.
+	// TLS must demand and verify a client certificate of role apiserver. If it has protocols, HTTP/1.1 alone: HTTP/2 has ways of
+	// its own to flood, and the egress selector's client speaks none.
 	TLS *tls.Config
 	// Dialer finds the node.
 	Dialer Dialer
@@ -94,95 +94,108 @@ func New(cfg Config) *Server {
 const (
 	// headerTimeout bounds the TLS handshake and the reading of the request line and headers.
 	headerTimeout = 10 * time.Second
-	// maxHeader bounds a request's headers, in bytes; the egress selector sends about 100.
-	maxHeader = 8 << 10
+	// acceptPause is how long nothing is accepted when that has failed: out of file descriptors, as a rule.
+	acceptPause = 100 * time.Millisecond
 )
 
 // Serve accepts API servers on l until ctx ends, then closes l and every connection that is not yet
 // joined to a node's, and returns nil.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	tlsConfig := s.cfg.TLS.Clone()
-	tlsConfig.NextProtos = []string{"http/1.1"}
-	var http1 http.Protocols
-	http1.SetHTTP1(true)
-	srv := &http.Server{
-		Handler:           s,
-		TLSConfig:         tlsConfig,
-		ReadHeaderTimeout: headerTimeout,
-		MaxHeaderBytes:    maxHeader,
-		// HTTP/2 has no hijacking and ways of its own to flood: keep it off this listener.
-		Protocols:   &http1,
-		ErrorLog:    slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
-		BaseContext: func(net.Listener) context.Context { return ctx },
-		ConnContext: withGuest,
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	coming := guests{l, s.cfg.Enter, strangers.NewTurns(handshakesEach())}
+	for {
+		g, err := coming.next()
+		switch {
+		case err == nil:
+			go s.serve(ctx, g)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("egress listener %s: %w", l.Addr(), err)
+		default:
+			s.cfg.Logger.Warn("egress: can't accept a connection", "err", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+		}
 	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	err := srv.ServeTLS(guests{l, s.cfg.Enter, strangers.NewTurns(handshakesEach())}, "", "")
-	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("egress listener %s: %w", l.Addr(), err)
 }
 
-// ServeHTTP answers one CONNECT request and, if the dial succeeds, carries its bytes until both
-// directions end.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// What is answered here and not by the splice is the last of its connection, which would idle unbounded.
-	w.Header().Set("Connection", "close")
-	defer s.open.Begin()()
-	v := s.decide(r)
-	switch {
-	case errors.Is(v.err, errMethod):
-		w.Header().Set("Allow", http.MethodConnect)
-		http.Error(w, v.err.Error(), http.StatusMethodNotAllowed)
-		return
-	case v.err != nil:
-		httpconnect.Refuse(w, v.code.HTTPStatus(), httpconnect.Reason(v.err.Error(), v.trace.String()))
+// serve has a connection's one request answered and, if the dial succeeds, carries its bytes until both directions end.
+func (s *Server) serve(ctx context.Context, g *guest) {
+	c := tls.Server(g, s.cfg.TLS)
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { g.Close() })
+	defer stop()
+	_ = g.SetDeadline(time.Now().Add(headerTimeout))
+	if err := c.Handshake(); err != nil {
+		s.cfg.Logger.Debug("egress: a TLS handshake came to nothing", "remote", g.RemoteAddr().String(), "err", err)
+		if plain, ok := errors.AsType[tls.RecordHeaderError](err); ok && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
+			_, _ = io.WriteString(plain.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nthis port speaks HTTPS\n")
+		}
 		return
 	}
-	client, err := httpconnect.Accept(w)
+	r, err := httpconnect.Read(c, nil, "this port takes CONNECT requests of kube-apiserver's egress selector only")
+	if err != nil {
+		s.cfg.Logger.Debug("egress: a connection came to nothing", "remote", g.RemoteAddr().String(), "err", err)
+		return
+	}
+	_ = g.SetDeadline(time.Time{})
+	defer s.open.Begin()()
+	v := s.decide(r.Watch(ctx), peer{c.ConnectionState(), g}, r)
+	if v.err != nil {
+		r.Refuse(v.code.HTTPStatus(), httpconnect.Reason(v.err.Error(), v.trace.String()))
+		return
+	}
+	client, err := r.Accept()
+	if err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
 	v.carry(client, err)
 }
 
-var errMethod = errors.New("this port takes CONNECT requests of kube-apiserver's egress selector only")
+// looksLikeHTTP says that what was to be the header of a record of TLS begins a request of plain HTTP.
+func looksLikeHTTP(header [5]byte) bool {
+	switch string(header[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "CONNE":
+		return true
+	}
+	return false
+}
+
+// peer is who calls.
+type peer struct {
+	state tls.ConnectionState
+	guest *guest
+}
 
 // decide finds out who calls and dials. When it returns, all that is counted of the request is.
-func (s *Server) decide(r *http.Request) verdict {
-	id, err := identity(r)
-	c := call{id: id, source: r.RemoteAddr, target: r.Host}
+func (s *Server) decide(ctx context.Context, p peer, r *httpconnect.Request) verdict {
+	id, err := identity(p.state)
+	c := call{id: id, source: p.guest.RemoteAddr().String(), target: r.Target, parent: traceparent(r.Header)}
 	defer s.requests.enter(id.Tenant)() // before it is known that there is the tenant: see Forget
 	if err == nil {
-		err = s.cfg.Authorize(id, r.TLS.PeerCertificates[0])
+		err = s.cfg.Authorize(id, p.state.PeerCertificates[0])
 	}
 	if err != nil {
 		return s.forbid(c, err)
 	}
-	admitted(r.Context())
-	if r.Method != http.MethodConnect {
-		return verdict{err: errMethod}
-	}
-	c.parent = traceparent(r.Header)
-	return s.dial(r.Context(), c)
+	p.guest.known()
+	return s.dial(ctx, c)
 }
 
 // Forget drops the metrics of a tenant that Authorize lets nobody speak for any more, once what is under way for it was
 // answered.
 func (s *Server) Forget(tenant string) { s.requests.forget(tenant) }
 
-// identity is the caller's, from the certificate that the TLS handshake verified.
-func identity(r *http.Request) (pki.Identity, error) {
-	if r.TLS == nil {
-		return pki.Identity{}, errors.New("no TLS")
+// identity is that of an API server, from the certificate that the TLS handshake verified.
+func identity(cs tls.ConnectionState) (pki.Identity, error) {
+	id, err := pki.PeerIdentity(cs)
+	if err == nil && id.Role != pki.RoleAPIServer {
+		err = notAPIServer(id)
 	}
-	id, err := pki.PeerIdentity(*r.TLS)
-	if err != nil {
-		return pki.Identity{}, err
-	}
-	if id.Role != pki.RoleAPIServer {
-		return pki.Identity{}, notAPIServer(id)
-	}
-	return id, nil
+	return id, err
 }
 
 func notAPIServer(id pki.Identity) error { return fmt.Errorf("identity %s is not an API server's", id) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/mooring-edge/mooring/internal/pki"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
@@ -30,10 +29,7 @@ func (s *Server) ServeStream(ctx context.Context, session *tunnel.Session, r *tu
 // decideStream is decide for a stream.
 func (s *Server) decideStream(ctx context.Context, session *tunnel.Session, r *tunnel.Request) verdict {
 	cs := session.ConnectionState()
-	id, err := pki.PeerIdentity(cs)
-	if err == nil && id.Role != pki.RoleAPIServer {
-		err = notAPIServer(id)
-	}
+	id, err := identity(cs)
 	c := call{id: id, source: session.RemoteAddr().String(), target: r.Target, parent: r.Trace}
 	defer s.requests.enter(id.Tenant)()
 	if err == nil {

@@ -29,6 +29,8 @@ const (
 	maxCalls = 1024
 	// callWindow is what a client may send ahead on one gRPC stream, in bytes.
 	callWindow = 256 << 10
+	// maxHeader bounds the headers of a gRPC stream, in bytes.
+	maxHeader = 8 << 10
 )
 
 // serveGRPC serves konnectivity's ProxyService until ctx ends, and returns when its calls have.

@@ -31,11 +31,10 @@ func listenUnix(path string) (net.Listener, error) {
 // serve takes connections until ctx ends, then closes l and all of them.
 func (p *Proxy) serve(ctx context.Context, l net.Listener) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	grpcConns, connectConns := listen.NewHanded(l.Addr()), listen.NewHanded(l.Addr())
-	var servers, conns sync.WaitGroup
-	servers.Go(func() { p.serveGRPC(ctx, grpcConns) })
-	servers.Go(func() { p.serveConnect(ctx, connectConns) })
-	defer servers.Wait()
+	grpcConns := listen.NewHanded(l.Addr())
+	var server, conns sync.WaitGroup
+	server.Go(func() { p.serveGRPC(ctx, grpcConns) })
+	defer server.Wait()
 	defer conns.Wait()
 	slots := make(chan struct{}, maxConns)
 	for {
@@ -64,13 +63,13 @@ func (p *Proxy) serve(ctx context.Context, l net.Listener) error {
 		}
 		conns.Go(func() {
 			defer func() { <-slots }()
-			p.take(ctx, conn, grpcConns, connectConns)
+			p.take(ctx, conn, grpcConns)
 		})
 	}
 }
 
-// take finds out what a connection speaks, hands it on, and returns when it is closed.
-func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns, connectConns *listen.Handed) {
+// take finds out what a connection speaks, and has it served until it is closed.
+func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns *listen.Handed) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	_ = conn.SetReadDeadline(time.Now().Add(firstBytes))
 	early, h2, err := sniff(conn)
@@ -82,12 +81,12 @@ func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns, connectConns
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	c := &sniffed{Conn: conn, early: early, closed: make(chan struct{})}
-	to := connectConns
-	if h2 {
-		to = grpcConns
+	if !h2 {
+		p.connect(ctx, conn, early)
+		return
 	}
-	to.Hand(ctx, c)
+	c := &sniffed{Conn: conn, early: early, closed: make(chan struct{})}
+	grpcConns.Hand(ctx, c)
 	<-c.closed
 }
 
@@ -122,14 +121,6 @@ func (c *sniffed) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	return c.Conn.Read(p)
-}
-
-// CloseWrite keeps half-close working through the wrapper.
-func (c *sniffed) CloseWrite() error {
-	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return c.Close()
 }
 
 func (c *sniffed) Close() error {

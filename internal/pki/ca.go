@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -250,4 +251,13 @@ func sign(tmpl, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signe
 
 func certPEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
+}
+
+// WithoutRoots returns those of a chain of certificates, in DER, that somebody else has signed: who verifies it must know a CA that is none of the
+// chain's own.
+func WithoutRoots(chain [][]byte) [][]byte {
+	return slices.DeleteFunc(slices.Clone(chain), func(der []byte) bool {
+		cert, err := x509.ParseCertificate(der)
+		return err == nil && cert.IsCA && cert.CheckSignatureFrom(cert) == nil
+	})
 }

@@ -59,7 +59,10 @@ type ServerOptions struct {
 	// AllowTLS12 admits TLS 1.2 too, for a kube-apiserver that calls the
 	// egress; everything else is 1.3.
 	AllowTLS12 bool
-	NextProtos []string
+	// ClassicKeyExchange agrees on keys with X25519 or an elliptic curve of NIST's, and with the hybrids of these and ML-KEM, which take
+	// longer, only if the client offers nothing else. It is for clients that are near, connect often, and send what is encrypted already.
+	ClassicKeyExchange bool
+	NextProtos         []string
 }
 
 // ServerTLS returns the configuration of a broker's listener: session tickets
@@ -93,7 +96,26 @@ func ServerTLS(certificate func() (*tls.Certificate, error), verify Verify, o Se
 		verify = orRefuse(verify)
 	}
 	cfg.VerifyConnection = verify
+	if o.ClassicKeyExchange {
+		cfg.GetConfigForClient = preferClassic(cfg.Clone())
+	}
 	return cfg
+}
+
+// classic are the key exchanges of ServerOptions.ClassicKeyExchange. In which order they are tried is crypto/tls's matter.
+var classic = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
+
+// preferClassic returns a tls.Config.GetConfigForClient that has only classic, for who can do with that. It takes cfg.
+func preferClassic(cfg *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	cfg.CurvePreferences = classic
+	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		for _, id := range hello.SupportedCurves {
+			if slices.Contains(classic, id) {
+				return cfg, nil
+			}
+		}
+		return nil, nil // the configuration that this is in
+	}
 }
 
 func orRefuse(v Verify) Verify {

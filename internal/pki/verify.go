@@ -18,6 +18,14 @@ const maxChain = 2 + 2*MaxPast
 // roots and now are called at each handshake, so that both may change. A nil
 // check accepts every identity of the trust domain.
 func VerifyPeer(roots func() *x509.CertPool, usage x509.ExtKeyUsage, now func() time.Time, check func(Identity) error) func(tls.ConnectionState) error {
+	return verifyBy(roots, func(certs []*x509.Certificate, pool *x509.CertPool) (Identity, error) {
+		id, _, err := verifyChain(certs, pool, usage, now())
+		return id, err
+	}, check)
+}
+
+// verifyBy has verify look at the chain, and check at the identity.
+func verifyBy(roots func() *x509.CertPool, verify func([]*x509.Certificate, *x509.CertPool) (Identity, error), check func(Identity) error) func(tls.ConnectionState) error {
 	return func(cs tls.ConnectionState) error {
 		if err := presented(cs); err != nil {
 			return err
@@ -27,7 +35,7 @@ func VerifyPeer(roots func() *x509.CertPool, usage x509.ExtKeyUsage, now func() 
 			// x509 takes nil for the system's roots, which vouch for nobody here.
 			return errors.New("verify peer: no CA is loaded")
 		}
-		id, err := verifyChain(cs.PeerCertificates, pool, usage, now())
+		id, err := verify(cs.PeerCertificates, pool)
 		if err != nil {
 			return err
 		}
@@ -57,7 +65,7 @@ func VerifyPinned(hashes []string, now func() time.Time, check func(Identity) er
 				"something between here and the broker answers in its place, or the join bundle is of another broker, "+
 				"or the broker's CA was rotated more than %d times since it was made: make a new one there with `broker token create`", len(pins), MaxPast)
 		}
-		id, err := verifyChain(cs.PeerCertificates, pool, x509.ExtKeyUsageServerAuth, now())
+		id, _, err := verifyChain(cs.PeerCertificates, pool, x509.ExtKeyUsageServerAuth, now())
 		if err != nil {
 			return err
 		}
@@ -91,10 +99,11 @@ func presented(cs tls.ConnectionState) error {
 	return nil
 }
 
-func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) (Identity, error) {
+// verifyChain returns the identity of the first certificate, and the chain that leads from it to its CA.
+func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) (Identity, []*x509.Certificate, error) {
 	// The key may be strong enough for x509 and yet not for us.
 	if err := checkKey(certs[0].PublicKey); err != nil {
-		return Identity{}, fmt.Errorf("verify peer: %w", err)
+		return Identity{}, nil, fmt.Errorf("verify peer: %w", err)
 	}
 	inter := x509.NewCertPool()
 	for _, cert := range certs[1:] {
@@ -111,19 +120,19 @@ func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 			err = fmt.Errorf("%w (its CA is none that is known here, nor one that follows from it: another broker, or one whose CA "+
 				"was rotated more than %d times since; a new join bundle of `broker token create` helps)", err, MaxPast)
 		}
-		return Identity{}, fmt.Errorf("verify peer's certificate at %s by this machine's clock: %w", now.UTC().Format(time.RFC3339), err)
+		return Identity{}, nil, fmt.Errorf("verify peer's certificate at %s by this machine's clock: %w", now.UTC().Format(time.RFC3339), err)
 	}
 	id, err := ParseIdentity(certs[0])
 	if err != nil {
-		return Identity{}, fmt.Errorf("verify peer: %w", err)
+		return Identity{}, nil, fmt.Errorf("verify peer: %w", err)
 	}
 	for _, chain := range chains {
 		if td, err := trustDomainOf(chain[len(chain)-1]); err == nil && td == id.TrustDomain {
-			return id, nil
+			return id, chain, nil
 		}
 	}
 	// The name constraint in our CAs admits subdomains too.
-	return Identity{}, fmt.Errorf("verify peer: %w: %s is not of its CA's trust domain", ErrIdentity, id)
+	return Identity{}, nil, fmt.Errorf("verify peer: %w: %s is not of its CA's trust domain", ErrIdentity, id)
 }
 
 func accept(check func(Identity) error, id Identity) error {

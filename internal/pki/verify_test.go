@@ -19,7 +19,7 @@ func state(certs ...*x509.Certificate) tls.ConnectionState {
 }
 
 // leaf signs a certificate that the CA's own methods would not make.
-func leaf(t *testing.T, ca *CA, uri string, edit func(*x509.Certificate)) *x509.Certificate {
+func leaf(t testing.TB, ca *CA, uri string, edit func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
 	u, err := url.Parse(uri)
 	if err != nil {
@@ -83,13 +83,18 @@ func TestVerifyPeer(t *testing.T) {
 		"identity and something": {[]*x509.Certificate{leaf(t, ca, nodeURI+"?x", nil)}, now, "URI"},
 		"refused by the check":   {[]*x509.Certificate{leaf(t, ca, "spiffe://mooring.local/tenant/evil/node/edge-1", nil)}, now, "another tenant"},
 	} {
-		verify := VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, clock(tc.at), func(id Identity) error {
+		acme := func(id Identity) error {
 			if id.Tenant != "acme" {
 				return errors.New("another tenant")
 			}
 			return nil
-		})
-		wantErr(t, name, verify(state(tc.certs...)), tc.want)
+		}
+		wantErr(t, name, VerifyPeer(ca.Pool, x509.ExtKeyUsageClientAuth, clock(tc.at), acme)(state(tc.certs...)), tc.want)
+		pool := ca.Pool()
+		verify := VerifyRepeated(func() *x509.CertPool { return pool }, x509.ExtKeyUsageClientAuth, clock(tc.at), acme)
+		for _, time := range []string{", first", ", again"} {
+			wantErr(t, name+time, verify(state(tc.certs...)), tc.want)
+		}
 	}
 }
 
