@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,7 +43,7 @@ func TestFault35ControlFlood(t *testing.T) {
 
 // TestFault35YamuxPings: yamux would answer each ping from a goroutine, which waits as long as the peer reads nothing.
 //
-// Fails without checkFrame: the session goes on.
+// Fails without the look at it in frameReader: the session goes on.
 func TestFault35YamuxPings(t *testing.T) {
 	b := startBroker(t, AcceptorConfig{})
 	l := rawLink(t, b.addr, TransportTCP)
@@ -53,8 +54,8 @@ func TestFault35YamuxPings(t *testing.T) {
 	wantClosed(t, s.Err(), wire.BadRequest, false)
 }
 
-// FuzzYamuxFrames: however what arrives is cut, and whatever it is, the bytes of streams come to their inboxes, and yamux sees the frames without them, up
-// to the first that must not be.
+// FuzzYamuxFrames: however what arrives is cut, and whatever it is, the bytes of streams come to their inboxes, and yamux sees what is no stream's, up
+// to the first frame that must not be.
 func FuzzYamuxFrames(f *testing.F) {
 	data := []byte{0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 3, 'a', 'b', 'c'}
 	window := []byte{0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 13}
@@ -74,6 +75,7 @@ func FuzzYamuxFrames(f *testing.F) {
 		whole := newYamuxWindows(baseWindow, 0)
 		var want error = io.EOF
 		var shown []byte
+		var opened []uint32
 		bodies := map[uint32][]byte{}
 		for rest := b; ; {
 			if len(rest) < yamuxHeader {
@@ -84,17 +86,24 @@ func FuzzYamuxFrames(f *testing.F) {
 			}
 			f := yamuxFrame(bytes.Clone(rest[:yamuxHeader]))
 			rest = rest[yamuxHeader:]
-			if f.version() != 0 {
+			if f.version() == 0 && f.kind() == yamuxTypePing {
+				want = errYamuxPing
+				break
+			}
+			if f.version() != 0 || f.kind() > yamuxTypeWindow {
 				shown = append(shown, f...)
 				continue
+			}
+			if f.has(yamuxFlagSYN) && f.stream()%2 == 0 {
+				want = errYamuxNumber
+				break
 			}
 			if err := checkFrame(whole, f); err != nil {
 				want = err
 				break
 			}
-			if f.kind() > yamuxTypeWindow {
-				shown = append(shown, f...)
-				continue
+			if f.has(yamuxFlagSYN) {
+				opened = append(opened, f.stream())
 			}
 			if f.kind() == yamuxTypeData {
 				body := rest[:min(uint64(len(rest)), uint64(f.length()))]
@@ -109,15 +118,21 @@ func FuzzYamuxFrames(f *testing.F) {
 			if f.has(yamuxFlagFIN | yamuxFlagRST) {
 				whole.ended(f.stream(), f.has(yamuxFlagRST))
 			}
-			if f.has(yamuxFlagSYN | yamuxFlagACK | yamuxFlagFIN | yamuxFlagRST) {
-				f.setLength(0)
-				shown = append(shown, f...)
-			}
 		}
 		windows := newYamuxWindows(baseWindow, 0)
-		got, err := io.ReadAll(newFrameReader(&cutReader{b, step}, func() bool { return step%2 == 0 }, windows))
+		r := newFrameReader(&cutReader{b, step}, func() bool { return step%2 == 0 }, windows)
+		var told []uint32
+		r.opened = func(id uint32) error {
+			told = append(told, id)
+			return nil
+		}
+		got, err := io.ReadAll(r)
 		if err == nil {
 			err = io.EOF
+		}
+		// Of a stream that begins with data it is told when all of them have come.
+		if n := len(opened) - len(told); n != 0 && n != 1 || n == 1 && want != io.ErrUnexpectedEOF || !slices.Equal(opened[:len(told)], told) {
+			t.Fatalf("%x by %d: told of streams %d, want %d", b, step, told, opened)
 		}
 		if !errors.Is(err, want) || !bytes.Equal(got, shown) {
 			t.Fatalf("%x by %d: yamux sees %x and %v, want %x and %v", b, step, got, err, shown, want)

@@ -270,7 +270,7 @@ func TestFault37Flood(t *testing.T) {
 	m := l.mux.(*yamuxMux)
 	go func() {
 		for {
-			if _, err := m.ys.OpenStream(); err != nil {
+			if _, err := m.begin(); err != nil {
 				return
 			}
 			m.conn.writeAhead() // no preamble follows
@@ -296,7 +296,7 @@ func TestRefusedWhileWriting(t *testing.T) {
 		_, err := st.Write(make([]byte, 2*baseWindow))
 		wrote <- err
 	}()
-	id := (<-accepted).raw.(*yamuxStream).ys.StreamID()
+	id := (<-accepted).raw.(*yamuxStream).id
 	waitFor(t, func() bool {
 		w := st.raw.(*yamuxStream).window
 		s := brk.l.mux.(*yamuxMux).conn.windows
@@ -304,9 +304,7 @@ func TestRefusedWhileWriting(t *testing.T) {
 		defer s.mu.Unlock()
 		return w.more != nil
 	}, "the writer to wait")
-	rst := yamuxFrame(appendGrant(nil, id, 0))
-	rst[3] = yamuxFlagRST
-	check(agent.l.mux.(*yamuxMux).conn.write(rst, nil))
+	check(agent.l.mux.(*yamuxMux).conn.write(appendFrame(nil, yamuxFlagRST, id, 0), nil))
 	var reset *ResetError
 	if err := within(t, 5*time.Second, wrote, "the writer to be told"); !errors.As(err, &reset) || reset.Code != wire.Overloaded {
 		t.Errorf("it was told %v", err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -30,17 +31,21 @@ const (
 	maxEarlyResets = 2 * yamuxBacklog
 )
 
-// yamuxMux is a mux over yamux on TLS. Yamux has no reset, so a stream's abnormal
+// yamuxMux is a mux over yamux on TLS. Streams are its own (docs/decisions/0022): yamux has the session, reads what comes, and sees of that
+// what is no stream's. Yamux has no reset, so a stream's abnormal
 // end travels as a control frame, see yamuxstream.go.
 type yamuxMux struct {
-	ys      *yamux.Session
-	raw     net.Conn // what TLS runs on
-	conn    *frameConn
-	maxLive int
-	unacked chan struct{} // one token for each stream of ours that the other side has not been seen to know
+	ys       *yamux.Session
+	raw      net.Conn // what TLS runs on
+	conn     *frameConn
+	maxLive  int
+	next     atomic.Uint64 // the number of the next stream of ours
+	incoming chan uint32   // streams that the other side has opened and nobody has accepted
+	unacked  chan struct{} // one token for each stream of ours that the other side has not been seen to know
 
-	wg   sync.WaitGroup // the goroutines that end streams
-	gone atomic.Bool    // release was called
+	wg      sync.WaitGroup // the goroutines that end streams
+	gone    atomic.Bool    // release was called
+	ctlIdle atomic.Bool    // whoever reads the control stream has obeyed all that it took, and waits for more
 
 	mu      sync.Mutex // guards the following
 	closed  bool       // no more goroutines are started
@@ -67,19 +72,23 @@ func newYamuxLink(conn *tls.Conn, raw *bulk.Conn, dialled bool, c Config) (*link
 		// A write that takes longer means that the session is dead, which the heartbeat
 		// finds out before.
 		ConnectionWriteTimeout: c.HeartbeatTimeout + 15*time.Second,
-		MaxStreamWindowSize:    baseWindow, // the least that yamux takes: it sees no bytes
+		MaxStreamWindowSize:    baseWindow, // the least that yamux takes: it has no streams
 		Logger:                 yamuxLogger{c.Logger},
 	}
 	m := &yamuxMux{
 		raw: raw.Conn, conn: fc, maxLive: maxLive(c),
-		unacked: make(chan struct{}, yamuxBacklog),
-		live:    make(map[uint32]*yamuxStream),
-		early:   make(map[uint32]wire.Reset),
+		incoming: make(chan uint32, yamuxBacklog),
+		unacked:  make(chan struct{}, yamuxBacklog),
+		live:     make(map[uint32]*yamuxStream),
+		early:    make(map[uint32]wire.Reset),
 	}
-	fc.lost, fc.spawn = m.release, m.spawn
+	fc.lost, fc.spawn, fc.frames.opened = m.release, m.spawn, m.opened
 	start := yamux.Server
-	if dialled {
+	m.next.Store(2)
+	if dialled { // yamux's client has the odd numbers
 		start = yamux.Client
+		m.next.Store(1)
+		fc.frames.theirs = 0
 	}
 	var err error
 	if m.ys, err = start(fc, yc); err != nil {
@@ -97,62 +106,65 @@ func newYamuxLink(conn *tls.Conn, raw *bulk.Conn, dialled bool, c Config) (*link
 	}, nil
 }
 
-func (m *yamuxMux) open(ctx context.Context) (muxStream, error) {
+func (m *yamuxMux) open(context.Context) (muxStream, error) {
 	select {
 	case m.unacked <- struct{}{}:
 	default:
 		return nil, errStreamLimit
 	}
-	// OpenStream knows no context, and waits where the connection takes no more bytes.
-	type result struct {
-		y   *yamuxStream
-		err error
-	}
-	opened := make(chan result)
-	started := m.spawn(func() {
-		var r result
-		ys, err := m.ys.OpenStream()
-		if err != nil {
-			<-m.unacked
-			r.err = m.streamErr(err)
-		} else {
-			r.y = m.register(ys, false)
-		}
-		select {
-		case opened <- r:
-		case <-ctx.Done():
-			if r.y != nil {
-				r.y.reset(wire.Canceled)
-			}
-		}
-	})
-	if !started {
+	y, err := m.begin()
+	if err != nil {
 		<-m.unacked
+		return nil, err
+	}
+	return y, nil
+}
+
+// begin makes a stream. The other side learns of it with the first thing that is written.
+func (m *yamuxMux) begin() (*yamuxStream, error) {
+	if m.over() || m.conn.frames.away.Load() {
 		return nil, errMuxGone
 	}
+	id := m.next.Add(2) - 2
+	if id >= math.MaxUint32-1 {
+		m.fail() // a session more has all numbers again
+		return nil, errMuxGone
+	}
+	if err := m.conn.windows.opened(uint32(id)); err != nil {
+		m.fail()
+		return nil, errMuxGone
+	}
+	m.conn.begin(uint32(id), yamuxFlagSYN)
+	return m.register(uint32(id), false), nil
+}
+
+// opened is told of each stream that the other side opens.
+func (m *yamuxMux) opened(id uint32) error {
 	select {
-	case r := <-opened:
-		if r.err != nil {
-			return nil, r.err
-		}
-		return r.y, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	case m.incoming <- id:
+		return nil
+	default:
+		m.conn.windows.closed(id)
+		return m.conn.turnDown(id)
 	}
 }
 
 func (m *yamuxMux) accept(ctx context.Context) (muxStream, error) {
-	ys, err := m.ys.AcceptStreamWithContext(ctx)
-	if err != nil {
-		return nil, err
+	select {
+	case id := <-m.incoming:
+		m.conn.begin(id, yamuxFlagACK)
+		y := m.register(id, true)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.live) > 2*m.maxLive { // twice: the map holds the streams of both sides
+			return nil, errFlood
+		}
+		return y, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-m.ys.CloseChan():
+		return nil, errMuxGone
 	}
-	y := m.register(ys, true)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.live) > 2*m.maxLive { // twice: the map holds the streams of both sides
-		return nil, errFlood
-	}
-	return y, nil
 }
 
 func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
@@ -175,9 +187,7 @@ func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 	m.wg.Wait()
 }
 
-// release lets go whoever waits in yamux for a stream. It is called before yamux
-// shuts down: yamux would have them spin until it came to their stream, which
-// with a few hundred of them takes minutes.
+// release lets go whoever waits for a stream. It is called before yamux shuts down.
 func (m *yamuxMux) release() {
 	if m.gone.Swap(true) {
 		return
@@ -207,15 +217,6 @@ func (m *yamuxMux) spawn(f func()) bool {
 // fail ends a session whose connection can not be trusted to be in step any more.
 func (m *yamuxMux) fail() { _ = m.raw.Close() }
 
-// streamErr translates the errors that are not the stream's own affair.
-func (m *yamuxMux) streamErr(err error) error {
-	switch {
-	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
-		m.fail()
-	}
-	return errMuxGone
-}
-
 // explain says why the connection ended.
 func (m *yamuxMux) explain(err error) *ClosedError {
 	if cause := m.conn.failure(); cause != nil {
@@ -224,8 +225,10 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &ClosedError{Code: wire.Unavailable, Message: "the connection was closed without a goodbye", Remote: true}
-	case errors.Is(err, errYamuxPing), errors.Is(err, errYamuxWindow), errors.Is(err, errYamuxTwice):
+	case errors.Is(err, errYamuxPing), errors.Is(err, errYamuxWindow), errors.Is(err, errYamuxTwice), errors.Is(err, errYamuxNumber):
 		return &ClosedError{Code: wire.BadRequest, Message: err.Error()}
+	case errors.Is(err, errFlood):
+		return &ClosedError{Code: wire.Overloaded, Message: err.Error()}
 	case errors.Is(err, syscall.ECONNRESET):
 		return &ClosedError{Code: wire.Unavailable, Remote: true, Err: err}
 	}
@@ -233,15 +236,15 @@ func (m *yamuxMux) explain(err error) *ClosedError {
 }
 
 // register makes a stream known to resets, one that came earlier included.
-func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
-	w := m.conn.windows.of(ys.StreamID())
-	y := &yamuxStream{m: m, ys: ys, window: w, in: w.in, acked: acked, kick: make(chan struct{}, 1)}
+func (m *yamuxMux) register(id uint32, acked bool) *yamuxStream {
+	w := m.conn.windows.of(id)
+	y := &yamuxStream{m: m, id: id, window: w, in: w.in, acked: acked, kick: make(chan struct{}, 1)}
 	m.mu.Lock()
-	m.live[ys.StreamID()] = y
-	r, early := m.early[ys.StreamID()]
+	m.live[id] = y
+	r, early := m.early[id]
 	if early {
-		delete(m.early, ys.StreamID())
-		m.order = slices.DeleteFunc(m.order, func(id uint32) bool { return id == ys.StreamID() })
+		delete(m.early, id)
+		m.order = slices.DeleteFunc(m.order, func(other uint32) bool { return other == id })
 	}
 	m.mu.Unlock()
 	if m.gone.Load() {
@@ -256,9 +259,9 @@ func (m *yamuxMux) register(ys *yamux.Stream, acked bool) *yamuxStream {
 // forget is called once neither side has anything more to say on y.
 func (m *yamuxMux) forget(y *yamuxStream) {
 	m.mu.Lock()
-	delete(m.live, y.ys.StreamID())
+	delete(m.live, y.id)
 	m.mu.Unlock()
-	m.conn.windows.closed(y.ys.StreamID())
+	m.conn.windows.closed(y.id)
 }
 
 // onReset is called for each reset frame, in the order of the control stream.

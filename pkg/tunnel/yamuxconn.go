@@ -10,14 +10,9 @@ import (
 	"github.com/mooring-edge/mooring/internal/bulk"
 )
 
-// frameConn is what yamux reads and writes. It shows yamux how streams begin and end, and nothing of what they carry: see frameReader, and
-// yamuxStream.Write. Yamux writes a frame's header and
-// its body apart, of which TLS would make records apart: here they are joined.
-// TLS writes each of its records apart: while a frame is written that takes
-// more than one, the connection beneath TLS is corked.
-//
-// It takes out of what yamux writes what that grants the other side, and writes
-// grants of its own, as yamuxWindows decides; and it is written to beside yamux, by streams, whole frames at a time.
+// frameConn is what yamux reads and writes. It shows yamux nothing of streams: see frameReader. These write whole frames
+// beside yamux, each with what goes ahead of it, and as few records of TLS as that takes. TLS writes each of its records
+// apart: while a frame is written that takes more than one, the connection beneath TLS is corked.
 type frameConn struct {
 	*tls.Conn
 	bulk    *bulk.Conn
@@ -29,13 +24,10 @@ type frameConn struct {
 	err    atomic.Pointer[error] // the first one
 	lost   func()                // called once the connection is of no more use, before yamux knows it
 
-	head [yamuxHeader]byte // of the frame that is being written; used by yamux's one writer, and so is body
-	body bool              // head is of a frame whose body is next
-
 	wmu sync.Mutex // held through the writing of whole frames
 
 	mu       sync.Mutex // guards the following
-	ahead    []byte     // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and what hold says
+	ahead    []byte     // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin and turnDown
 	granting bool       // somebody is about to write them
 }
 
@@ -65,50 +57,34 @@ func (c *frameConn) Read(p []byte) (int, error) {
 	return n, c.note(err)
 }
 
-// Write implements io.Writer.
-func (c *frameConn) Write(p []byte) (int, error) {
-	if c.body {
-		c.body = false
-		return len(p), c.write(c.head[:], p)
-	}
-	f := yamuxFrame(c.head[:])
-	copy(f, p)
-	if f.kind() == yamuxTypeData && f.length() > 0 {
-		c.body = true
-		return len(p), nil
-	}
-	if f.kind() <= yamuxTypeWindow {
-		if !f.has(yamuxFlagSYN | yamuxFlagACK | yamuxFlagFIN | yamuxFlagRST) {
-			return len(p), nil // it would be a grant, and nothing else
-		}
-		f.setLength(0)
-		if err := c.follow(f); err != nil {
-			return 0, err
-		}
-		if !f.has(yamuxFlagFIN | yamuxFlagRST) {
-			c.hold(f)
-			return len(p), nil
-		}
-	}
-	return len(p), c.write(f, nil)
-}
+// Write implements io.Writer, for yamux. It is given whole frames.
+func (c *frameConn) Write(p []byte) (int, error) { return len(p), c.write(p, nil) }
 
-// hold has a frame that begins a stream go with the next one, which follows at once, or when it is wanted: the stream's preamble, its answer,
-// or the reset of who did not wait for either. It saves each stream a write, a read, and the waking of the other side.
-func (c *frameConn) hold(f yamuxFrame) {
+// begin has the frame by which a stream begins on this side go with the next one, which follows at once, or when it is wanted: the stream's
+// preamble, its answer, or the reset of who did not wait for either. It saves each stream a write, a read, and the waking of the other side.
+func (c *frameConn) begin(stream uint32, flag byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ahead = append(c.ahead, f...)
+	c.ahead = appendFrame(c.ahead, flag, stream, 0)
 }
 
-// follow takes note of the streams that begin and end with a frame of ours.
-func (c *frameConn) follow(f yamuxFrame) error {
-	if f.has(yamuxFlagSYN) {
-		return c.windows.opened(f.stream())
+// end writes that nothing more follows on a stream. It waits where the connection takes no more.
+func (c *frameConn) end(stream uint32) error {
+	return c.write(appendFrame(make([]byte, 0, yamuxHeader), yamuxFlagFIN, stream, 0), nil)
+}
+
+// maxAhead bounds what waits for a connection that takes no more, in bytes. Grants, and what begins streams, are bounded by the streams.
+const maxAhead = 64 << 10
+
+// turnDown tells the other side that a stream of its was not taken. errFlood: it does not read that it does not stop.
+func (c *frameConn) turnDown(stream uint32) error {
+	c.mu.Lock()
+	full := len(c.ahead) > maxAhead
+	c.mu.Unlock()
+	if full {
+		return errFlood
 	}
-	if f.has(yamuxFlagRST) { // yamux did not take the stream
-		c.windows.closed(f.stream())
-	}
+	c.later(yamuxFlagRST, stream, 0)
 	return nil
 }
 
@@ -146,9 +122,12 @@ func (c *frameConn) write(head, body []byte) error {
 
 // grant lets the other side send n more bytes on a stream. It does not wait for
 // the connection to take that: a reader has no part in how writing goes.
-func (c *frameConn) grant(stream, n uint32) {
+func (c *frameConn) grant(stream, n uint32) { c.later(0, stream, n) }
+
+// later has a frame without a body written soon, by somebody else.
+func (c *frameConn) later(flag byte, stream, n uint32) {
 	c.mu.Lock()
-	c.ahead = appendGrant(c.ahead, stream, n)
+	c.ahead = appendFrame(c.ahead, flag, stream, n)
 	start := !c.granting
 	c.granting = true
 	c.mu.Unlock()

@@ -31,6 +31,10 @@ func (m *yamuxMux) barrier() bool {
 		m.mu.Unlock()
 		return false
 	}
+	if over, _ := m.ctl.in.ended(); !over && !m.ctl.in.ready() && m.ctlIdle.Load() { // in this order: who takes what was there is busy first
+		m.mu.Unlock()
+		return true
+	}
 	passed := make(chan struct{})
 	m.waiting = append(m.waiting, passed)
 	ctl := m.ctl
@@ -83,6 +87,7 @@ func (r *controlReader) Read(p []byte) (int, error) {
 		// Only for those who waited before is there nothing left: what a later one waits for may have come since
 		// this read found nothing.
 		due := r.m.barriers()
+		r.m.ctlIdle.Store(false) // before anything is taken: see barrier
 		if n := r.take(p); n > 0 || len(p) == 0 {
 			r.took(n)
 			return n, nil
@@ -90,6 +95,7 @@ func (r *controlReader) Read(p []byte) (int, error) {
 		over := r.over()
 		if !over && !r.m.over() {
 			r.m.pass(due)
+			r.m.ctlIdle.Store(true)
 			if r.await() {
 				continue
 			}

@@ -12,6 +12,7 @@ const (
 	yamuxTypeData   = 0
 	yamuxTypeWindow = 1
 	yamuxTypePing   = 2 // of frames that no end of ours sends
+	yamuxTypeGoAway = 3
 
 	yamuxFlagSYN = 1
 	yamuxFlagACK = 2
@@ -29,9 +30,9 @@ func (f yamuxFrame) stream() uint32     { return binary.BigEndian.Uint32(f[4:8])
 func (f yamuxFrame) length() uint32     { return binary.BigEndian.Uint32(f[8:12]) }
 func (f yamuxFrame) setLength(n uint32) { binary.BigEndian.PutUint32(f[8:12], n) }
 
-// appendGrant appends a frame that lets the other side send n more bytes on a stream.
-func appendGrant(b []byte, stream, n uint32) []byte {
-	b = append(b, 0, yamuxTypeWindow, 0, 0)
+// appendFrame appends a frame without a body, that has a flag and lets the other side send n more bytes on a stream.
+func appendFrame(b []byte, flag byte, stream, n uint32) []byte {
+	b = append(b, 0, yamuxTypeWindow, 0, flag)
 	b = binary.BigEndian.AppendUint32(b, stream)
 	return binary.BigEndian.AppendUint32(b, n)
 }
@@ -40,14 +41,8 @@ func appendGrant(b []byte, stream, n uint32) []byte {
 // its own, which stays as long as the connection takes no bytes. Who sends pings and reads nothing would fill the memory.
 var errYamuxPing = errors.New("the other side sends yamux pings, which this protocol does not use")
 
-// checkFrame is shown each frame's header as it arrives, and says what the other side must not do.
+// checkFrame is shown the header of each frame of a stream as it arrives, and says what the other side must not do.
 func checkFrame(windows *yamuxWindows, f yamuxFrame) error {
-	if f.kind() == yamuxTypePing {
-		return errYamuxPing
-	}
-	if f.kind() > yamuxTypeWindow {
-		return nil
-	}
 	if f.has(yamuxFlagSYN) {
 		if err := windows.opened(f.stream()); err != nil {
 			return err

@@ -3,15 +3,19 @@ package tunnel
 import (
 	"bufio"
 	"io"
+	"sync/atomic"
 )
 
-// frameReader reads yamux's frames. What streams carry goes to their inboxes; what reads from it, which is yamux, gets to see the frames by which
-// streams begin and end, without their bytes, and nothing else. So what arrives is copied once, and can be read before its frame is
+// frameReader reads yamux's frames. What streams carry goes to their inboxes; what reads from it, which is yamux, gets to see what is no
+// stream's, and nothing else. So what arrives is copied once, and can be read before its frame is
 // whole.
 //
-// It sees that the frames keep to what the other side may do. Yamux itself knows of no bytes, and so of no window.
+// It sees that the frames keep to what the other side may do.
 type frameReader struct {
 	windows *yamuxWindows
+	theirs  uint32                // the last bit of the numbers that the other side gives
+	opened  func(id uint32) error // is told of each stream that it opens; nil: nobody is
+	away    atomic.Bool           // it takes no more streams
 	r       *bufio.Reader
 	more    func() bool // the next record of TLS is at hand
 	header  [yamuxHeader]byte
@@ -22,7 +26,7 @@ type frameReader struct {
 const headBuffer = 256
 
 func newFrameReader(r io.Reader, more func() bool, windows *yamuxWindows) *frameReader {
-	return &frameReader{windows: windows, more: more, r: bufio.NewReaderSize(r, headBuffer)}
+	return &frameReader{windows: windows, theirs: 1, more: more, r: bufio.NewReaderSize(r, headBuffer)}
 }
 
 // Read implements io.Reader.
@@ -43,28 +47,33 @@ func (f *frameReader) next() error {
 		return err
 	}
 	h := yamuxFrame(f.header[:])
-	if h.version() != 0 {
-		f.left = f.header[:] // yamux ends it
+	if h.version() != 0 || h.kind() > yamuxTypeWindow {
+		if h.version() == 0 && h.kind() == yamuxTypePing {
+			return errYamuxPing
+		}
+		if h.kind() == yamuxTypeGoAway {
+			f.away.Store(true)
+		}
+		f.left = f.header[:] // of what must not be, yamux ends it
 		return nil
+	}
+	if h.has(yamuxFlagSYN) && h.stream()&1 != f.theirs {
+		return errYamuxNumber
 	}
 	if err := checkFrame(f.windows, h); err != nil {
 		return err
 	}
-	if h.kind() <= yamuxTypeWindow {
-		if h.kind() == yamuxTypeData {
-			if err := f.body(h); err != nil {
-				return err
-			}
+	if h.kind() == yamuxTypeData {
+		if err := f.body(h); err != nil {
+			return err
 		}
-		if h.has(yamuxFlagFIN | yamuxFlagRST) {
-			f.windows.ended(h.stream(), h.has(yamuxFlagRST))
-		}
-		if !h.has(yamuxFlagSYN | yamuxFlagACK | yamuxFlagFIN | yamuxFlagRST) {
-			return nil
-		}
-		h.setLength(0)
 	}
-	f.left = f.header[:]
+	if h.has(yamuxFlagFIN | yamuxFlagRST) {
+		f.windows.ended(h.stream(), h.has(yamuxFlagRST))
+	}
+	if h.has(yamuxFlagSYN) && f.opened != nil {
+		return f.opened(h.stream())
+	}
 	return nil
 }
 

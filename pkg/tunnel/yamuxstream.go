@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -25,18 +24,19 @@ var aLongTimeAgo = time.Unix(1, 0)
 // only after barrier, when the control stream was read up to that point.
 //
 // A stream that is closed here is read until the other side's FIN, by a
-// goroutine of its own: until then yamux keeps it.
+// goroutine of its own unless that has come: until then its number is taken.
 type yamuxStream struct {
 	m      *yamuxMux
-	ys     *yamux.Stream
+	id     uint32
 	window *yamuxWindow
 	in     *inbox // the window's
 
 	rmu   sync.Mutex // held through each read; guards acked
 	acked bool       // the other side knows the stream
 
-	wmu  sync.Mutex    // held through each write, and each Close of ys
-	kick chan struct{} // see kickWriter; holds one
+	wmu    sync.Mutex    // held through each write; guards finned
+	finned bool          // the FIN was sent
+	kick   chan struct{} // see kickWriter; holds one
 
 	mu                sync.Mutex // guards the following
 	readDL, writeDL   time.Time
@@ -87,7 +87,7 @@ func (y *yamuxStream) awaitBytes() error {
 	}
 }
 
-// errRefused is the end of a stream that the other side's yamux reset: its backlog is full.
+// errRefused is the end of a stream that the other side did not take: its backlog is full.
 func errRefused() error { return &ResetError{Code: wire.Overloaded, Remote: true} }
 
 // await returns once one of the channels has something or is closed, a deadline has passed, or the session has ended.
@@ -115,7 +115,7 @@ func (y *yamuxStream) took(n int) {
 		return
 	}
 	if grant := y.m.conn.windows.read(y.window, n, time.Now()); grant > 0 {
-		y.m.conn.grant(y.ys.StreamID(), grant)
+		y.m.conn.grant(y.id, grant)
 	}
 }
 
@@ -149,8 +149,7 @@ func (y *yamuxStream) ack() {
 	}
 }
 
-// Write implements io.Writer. The frames are written here and not by yamux, which would copy each, hand it to a goroutine of its own, and have
-// this one wait for that.
+// Write implements io.Writer.
 func (y *yamuxStream) Write(p []byte) (int, error) {
 	y.wmu.Lock()
 	defer y.wmu.Unlock()
@@ -169,7 +168,7 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 			y.await(more, y.kick, &y.writeDL)
 			continue
 		}
-		if err := y.m.conn.writeData(y.ys.StreamID(), p[:n]); err != nil {
+		if err := y.m.conn.writeData(y.id, p[:n]); err != nil {
 			y.m.fail() // what a part of was written is no frame
 			return total, errMuxGone
 		}
@@ -258,7 +257,7 @@ func (y *yamuxStream) closeWrite() error {
 	}
 	y.writeErr = errStreamClosed
 	y.mu.Unlock()
-	return y.ys.Close() // yamux's Close is the FIN, and only that
+	return y.sendFIN()
 }
 
 // abortWrite ends what is written here abnormally; reading goes on.
@@ -267,7 +266,7 @@ func (y *yamuxStream) abortWrite(code wire.Code) {
 	y.stopWriting(&ResetError{Code: code})
 	y.mu.Unlock()
 	y.m.spawn(func() {
-		if y.m.sendReset(wire.Reset{Stream: y.ys.StreamID(), Code: code, What: wire.ResetSend}) {
+		if y.m.sendReset(wire.Reset{Stream: y.id, Code: code, What: wire.ResetSend}) {
 			y.fin()
 		}
 	})
@@ -286,7 +285,7 @@ func (y *yamuxStream) reset(code wire.Code) {
 }
 
 // end closes both directions; abnormal says whether the other side is to take
-// what it read for incomplete.
+// what it read for incomplete. If it is not, wmu is held.
 func (y *yamuxStream) end(code wire.Code, why error, abnormal bool) {
 	y.mu.Lock()
 	if y.ended {
@@ -304,7 +303,25 @@ func (y *yamuxStream) end(code wire.Code, why error, abnormal bool) {
 	y.stopReading(why)
 	y.stopWriting(why)
 	y.mu.Unlock()
-	y.m.spawn(func() { y.finish(wire.Reset{Stream: y.ys.StreamID(), Code: code, What: what}) })
+	if what == 0 && !abnormal && y.finned && y.finishNow() {
+		return
+	}
+	y.m.spawn(func() { y.finish(wire.Reset{Stream: y.id, Code: code, What: what}) })
+}
+
+// finishNow is finish for a stream on which both sides have said all, as it is with most. It returns false, and does nothing, if somebody
+// is about to read it.
+func (y *yamuxStream) finishNow() bool {
+	if !y.rmu.TryLock() {
+		return false
+	}
+	defer y.rmu.Unlock()
+	if over, _ := y.in.ended(); !over {
+		return false
+	}
+	y.ack()
+	y.m.forget(y)
+	return true
 }
 
 // finish says what there is to say, and stays until the other side has said it too.
@@ -337,7 +354,23 @@ func (y *yamuxStream) drain() {
 func (y *yamuxStream) fin() {
 	y.wmu.Lock()
 	defer y.wmu.Unlock()
-	_ = y.ys.Close()
+	_ = y.sendFIN()
+}
+
+// sendFIN is fin. wmu is held.
+func (y *yamuxStream) sendFIN() error {
+	if y.finned {
+		return nil
+	}
+	y.finned = true
+	if y.m.over() {
+		return errMuxGone
+	}
+	if err := y.m.conn.end(y.id); err != nil {
+		y.m.fail()
+		return errMuxGone
+	}
+	return nil
 }
 
 // obey does what a reset of the other side says.

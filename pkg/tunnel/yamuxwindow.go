@@ -22,6 +22,9 @@ var errYamuxWindow = errors.New("the other side sends more on a stream than its 
 // errYamuxTwice is what a session ends by whose other side opens a stream by the number of another.
 var errYamuxTwice = errors.New("the other side opens a stream that is open")
 
+// errYamuxNumber is what a session ends by whose other side opens a stream by a number that is this side's to give.
+var errYamuxNumber = errors.New("the other side opens a stream by a number that is not its own")
+
 // yamuxWindows decides how many bytes the other side may send on each stream of a session. A stream begins with
 // baseWindow, and is granted more as its reader takes what came. Its window doubles while the reader keeps up, up to max
 // and as far as the session's budget goes, of which it gets no more than it leaves: so the streams together hold the
@@ -131,7 +134,7 @@ func (s *yamuxWindows) fix(w *yamuxWindow) {
 	w.fixed = true
 }
 
-// arrived takes note of n bytes of a stream. Those of a stream that is not known yamux drops.
+// arrived takes note of n bytes of a stream. Those of a stream that is not known are dropped.
 func (s *yamuxWindows) arrived(id uint32, n uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

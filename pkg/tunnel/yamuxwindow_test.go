@@ -242,7 +242,7 @@ func TestFault37BeyondTheWindow(t *testing.T) {
 		wantClosed(t, s.Err(), wire.BadRequest, false)
 	}
 	hostile(t, func(c *frameConn) {
-		head := appendGrant(nil, 3, 32<<10)
+		head := appendFrame(nil, 0, 3, 32<<10)
 		head[1] = yamuxTypeData
 		for range baseWindow/(32<<10) + 1 {
 			if c.write(head, make([]byte, 32<<10)) != nil {
@@ -251,7 +251,7 @@ func TestFault37BeyondTheWindow(t *testing.T) {
 		}
 	})
 	hostile(t, func(c *frameConn) {
-		head := appendGrant(nil, 3, 0)
+		head := appendFrame(nil, 0, 3, 0)
 		head[3] = yamuxFlagSYN
 		_ = c.write(head, nil)
 	})
