@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -47,13 +49,16 @@ Files that change are taken without a restart, and connections that are open go 
 				return usageError{fmt.Errorf("--log-format %q: want text or json", log.Format)}
 			}
 			cfg.Logger = newLogger(c, log)
+			if os.Getenv("GOMAXPROCS") == "" {
+				runtime.GOMAXPROCS(1) // docs/decisions/0023
+			}
 			return egressproxy.New(cfg).Run(c.Context())
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.Dir, "dir", "", "directory of the certificate and the broker's address (required)")
 	f.StringVar(&cfg.Socket, "socket", defaultProxySocket, "unix socket to serve the API server on, mode 0600")
-	f.StringVar(&transport, "transport", string(tunnel.TransportAuto), "auto, quic or tcp")
+	f.StringVar(&transport, "transport", string(tunnel.TransportTCP), "tcp, quic, or auto: QUIC, and TCP where that does not pass")
 	f.StringVar(&cfg.HealthAddress, "health-address", "", "where to serve /livez, /readyz and /metrics, as 127.0.0.1:9642 (default: nowhere)")
 	f.StringVar(&log.Level, "log-level", log.Level, "debug, info, warn or error")
 	f.StringVar(&log.Format, "log-format", log.Format, "text or json")
