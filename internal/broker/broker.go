@@ -52,7 +52,7 @@ const (
 // Run runs a broker until ctx ends, which is no error. It returns when everything that it started has
 // ended.
 func Run(ctx context.Context, cfg *config.Broker, log *slog.Logger) error {
-	boundGarbage()
+	defer boundGarbage()()
 	log.Info("broker starting", "version", version.Get().String(), "dataDir", cfg.DataDir)
 	st, err := store.Open(ctx, storeConfig(cfg, log))
 	if err != nil {

@@ -3,8 +3,10 @@ package broker
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,16 +19,56 @@ const (
 	trimRounds = 3
 )
 
-// gcPercent is how much garbage is let grow beside what is in use, in percent, where GOGC does not say otherwise: with ten thousand
-// sessions most of the heap is theirs and lives for days, and what a return of all allocates should not lie between it.
-const gcPercent = 50
+// Where GOGC does not say otherwise, this much garbage is let grow beside what is in use, in percent: with ten thousand
+// sessions most of the heap is theirs and lives for days, and what a return of all allocates should not lie between it. Where little is in
+// use, garbageFloor may grow all the same: else a broker of few nodes would collect after every few dozen dials.
+const (
+	gcPercent    = 50
+	gcPercentMax = 400
+	garbageFloor = 32 << 20 // bytes
+)
 
-// boundGarbage sets the collector's pace, unless the environment does.
-func boundGarbage() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+// percentFor is the collector's pace with so many bytes in use, in steps, as each change of it stops the program for a moment.
+func percentFor(live uint64) int {
+	percent := gcPercentMax
+	for percent > gcPercent && live*uint64(percent)/100 > garbageFloor {
+		percent /= 2
 	}
+	return percent
 }
+
+// boundGarbage sets the collector's pace from now on, after each collection anew, until stop is called; not if the environment sets it.
+func boundGarbage() (stop func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	p := &pacer{}
+	p.collected()
+	return func() { p.over.Store(true) }
+}
+
+// pacer sees collections by what they collect.
+type pacer struct {
+	over   atomic.Bool
+	before int // the pace; used by one goroutine at a time
+}
+
+// collected is called after each collection.
+func (p *pacer) collected() {
+	if p.over.Load() {
+		return
+	}
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	if pace := percentFor(sample[0].Value.Uint64()); pace != p.before {
+		debug.SetGCPercent(pace)
+		p.before = pace
+	}
+	runtime.SetFinalizer(&beacon{}, func(*beacon) { p.collected() })
+}
+
+// beacon is something that nobody uses.
+type beacon struct{ _ [16]byte }
 
 // trim gives memory back to the system: what the handshakes of a returning fleet took, once it is back, and what heartbeats leave
 // behind. The collector by itself lets garbage grow to as much as is in use, and takes its time for that where little is
