@@ -19,6 +19,7 @@ type chain struct {
 	note      string // what is not as with the others
 	dial      dialFunc
 	near, far []*proc.Process // on the platform's side, in the order of the way; on the node's
+	target    *proc.Process   // set by measure
 }
 
 // startTimeout bounds the start of one program.

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/mooring-edge/mooring/pkg/tunnel"
@@ -10,10 +10,19 @@ import (
 
 // chains starts all that are asked for, in the order of the tables.
 func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*chain, err error) {
+	unmatched := map[string]bool{}
+	for _, s := range o.only {
+		unmatched[s] = true
+	}
 	wanted := func(name string) bool {
-		return len(o.only) == 0 || name == limitName || slices.ContainsFunc(o.only, func(s string) bool {
-			return strings.Contains(strings.ToLower(name), strings.ToLower(s))
-		})
+		is := len(o.only) == 0 || name == limitName
+		for _, s := range o.only {
+			if strings.Contains(strings.ToLower(name), strings.ToLower(s)) {
+				delete(unmatched, s)
+				is = true
+			}
+		}
+		return is
 	}
 	add := func(name string, make func() (*chain, error)) error {
 		if !wanted(name) {
@@ -45,11 +54,20 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 		return nil, err
 	}
 	all = append(all, peers...)
-	ofMooring := func(name, transport string) bool { return wanted(name + ", " + transport) }
-	over := func(t tunnel.Transport) bool {
-		return slices.ContainsFunc(mooringNames, func(name string) bool { return ofMooring(name, transportNames[t]) })
+	ofMooring := func(name string, t tunnel.Transport) bool { return wanted(name + ", " + transportNames[t]) }
+	var transports []tunnel.Transport
+	for _, t := range []tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC} {
+		any := false
+		for _, name := range mooringNames {
+			any = ofMooring(name, t) || any
+		}
+		if any {
+			transports = append(transports, t)
+		}
 	}
-	transports := slices.DeleteFunc([]tunnel.Transport{tunnel.TransportTCP, tunnel.TransportQUIC}, func(t tunnel.Transport) bool { return !over(t) })
+	for s := range unmatched {
+		return all, fmt.Errorf("--only %q: no chain has that in its name", s)
+	}
 	if len(transports) == 0 {
 		return all, nil
 	}
@@ -78,7 +96,7 @@ func (b *bed) chains(o options, bin string, say func(string, ...any)) (all []*ch
 			return nil, err
 		}
 		for _, c := range append([]*chain{c}, s...) {
-			if ofMooring(c.name, c.transport) {
+			if ofMooring(c.name, t) {
 				all = append(all, c)
 			}
 		}

@@ -46,7 +46,7 @@ and no multiplexing. Programs are built from this tree, and the peers from modul
 
 To see where the time goes, set MOORING_BENCH_SYMBOLS=1 and run ` + "`perf record -a -g`" + ` beside it.`,
 		Example: `  go run ./speed                                   # all, five rounds; some 12 minutes
-  go run ./speed --only yamux --only 'Mooring, HTTPConnect' --rounds 3
+  go run ./speed --only 'bare yamux' --only 'Mooring, HTTPConnect' --rounds 3
   go run ./speed -o json > figures.json`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
@@ -175,7 +175,7 @@ func compare(c *cobra.Command, o options, start func(b *bed, bin string, say fun
 	if err != nil {
 		return fmt.Errorf("%w\nthe logs are in %s", err, dir)
 	}
-	r, err := measure(ctx, chains, o, say)
+	r, err := measure(ctx, chains, b.started[0], o, say)
 	if err != nil {
 		return fmt.Errorf("%w\nthe logs are in %s", err, dir)
 	}

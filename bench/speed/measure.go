@@ -48,9 +48,9 @@ var figureOf = [figures]figure{
 // round is what one round measured of one chain: bytes a second, seconds, dials a second.
 type round struct {
 	Values   [figures]float64 `json:"values"`
-	CPUPerGB []float64        `json:"cpuSecondsPerGB"` // of each program, while bytes flowed
+	CPUPerGB []float64        `json:"cpuSecondsPerGB"` // of each program, and of load and target together, while bytes flowed
 	CPUDial  []float64        `json:"cpuSecondsPerDial"`
-	RSS      []int64          `json:"rss"` // of each program, after all
+	RSS      []int64          `json:"rss"` // of each, after all
 }
 
 // row is a chain's rounds.
@@ -58,7 +58,7 @@ type row struct {
 	Name      string   `json:"name"`
 	Transport string   `json:"transport"`
 	Note      string   `json:"note,omitempty"`
-	Programs  []string `json:"programs"` // on the way from load to target
+	Programs  []string `json:"programs"` // on the way from load to target, and then these
 	Rounds    []round  `json:"rounds"`
 }
 
@@ -69,14 +69,19 @@ type result struct {
 	Rows    []*row    `json:"chains"`
 }
 
+// loadAndTarget stands for the two that are alike in all chains but for what they speak.
+const loadAndTarget = "load and target"
+
 // measure takes the chains in turn, round by round: what disturbs the machine for a while disturbs all alike.
-func measure(ctx context.Context, chains []*chain, o options, say func(string, ...any)) (*result, error) {
+func measure(ctx context.Context, chains []*chain, target *proc.Process, o options, say func(string, ...any)) (*result, error) {
 	r := &result{Date: time.Now().UTC(), Machine: machine()}
 	for _, c := range chains {
 		w := &row{Name: c.name, Transport: c.transport, Note: c.note, Programs: []string{}}
+		c.target = target
 		for _, p := range c.programs() {
 			w.Programs = append(w.Programs, p.Name())
 		}
+		w.Programs = append(w.Programs, loadAndTarget)
 		r.Rows = append(r.Rows, w)
 	}
 	for i := range o.rounds {
@@ -135,27 +140,28 @@ func (c *chain) measure(ctx context.Context, d durations) (r round, err error) {
 	if r.CPUDial, err = c.cpuSince(before, float64(len(dials))); err != nil {
 		return r, err
 	}
-	r.RSS = []int64{}
-	for _, p := range c.programs() {
-		rss, err := proc.RSS(p.PID())
-		if err != nil {
-			return r, err
-		}
-		r.RSS = append(r.RSS, rss)
-	}
-	return r, nil
+	r.RSS, err = ofEach(c, proc.RSS)
+	return r, err
 }
 
 // cpu is what each program has used so far.
-func (c *chain) cpu() (out []time.Duration, err error) {
+func (c *chain) cpu() ([]time.Duration, error) { return ofEach(c, proc.CPUTime) }
+
+// ofEach asks for each program, and for load and target together.
+func ofEach[T int64 | time.Duration](c *chain, of func(pid int) (T, error)) (out []T, err error) {
 	for _, p := range c.programs() {
-		t, err := proc.CPUTime(p.PID())
+		v, err := of(p.PID())
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, t)
+		out = append(out, v)
 	}
-	return out, nil
+	load, err := of(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	target, err := of(c.target.PID())
+	return append(out, load+target), err
 }
 
 // cpuSince is what each has used since, in seconds for each of n.

@@ -28,7 +28,7 @@ const (
 	garbageFloor = 32 << 20 // bytes
 )
 
-// percentFor is the collector's pace with so many bytes in use, in steps, as each change of it stops the program for a moment.
+// percentFor is the collector's pace with so many bytes in use, in steps, so that it is seldom changed.
 func percentFor(live uint64) int {
 	percent := gcPercentMax
 	for percent > gcPercent && live*uint64(percent)/100 > garbageFloor {
@@ -58,9 +58,14 @@ func (p *pacer) collected() {
 	if p.over.Load() {
 		return
 	}
-	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	// What garbage may grow by is reckoned of all three (https://go.dev/doc/gc-guide#GOGC).
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
 	metrics.Read(sample)
-	if pace := percentFor(sample[0].Value.Uint64()); pace != p.before {
+	var live uint64
+	for _, s := range sample {
+		live += s.Value.Uint64()
+	}
+	if pace := percentFor(live); pace != p.before {
 		debug.SetGCPercent(pace)
 		p.before = pace
 	}
@@ -71,7 +76,7 @@ func (p *pacer) collected() {
 type beacon struct{ _ [16]byte }
 
 // trim gives memory back to the system: what the handshakes of a returning fleet took, once it is back, and what heartbeats leave
-// behind. The collector by itself lets garbage grow to as much as is in use, and takes its time for that where little is
+// behind. The collector by itself lets garbage grow to its bound, and takes its time for that where little is
 // allocated; a broker that has much to do is left to it. It runs until ctx ends.
 func (b *broker) trim(ctx context.Context) error {
 	tick := time.NewTicker(trimEvery)

@@ -108,7 +108,7 @@ func (r *running) awaitMetric(t *testing.T, line string) {
 // TestFault35NoHTTP2: rapid resets and endless CONTINUATIONs need HTTP/2, and no listener speaks that: not by ALPN, and
 // not to one who begins with its preface. Headers in HTTP/1.1 are bounded.
 //
-// Fails with h2 among the protocols of the egress or of the enrolment server (and Protocols, which keeps it off both, taken out), with
+// Fails with h2 among the protocols of the egress, or of the enrolment server (and Protocols, which keeps it off, taken out), with
 // UnencryptedHTTP2 switched on for the health or admin server.
 func TestFault35NoHTTP2(t *testing.T) {
 	r := startBroker(t, t.TempDir(), func(c *config.Broker) { c.HealthAddress = freeAddr(t) })
@@ -191,7 +191,7 @@ func TestFault35NoHTTP2(t *testing.T) {
 			if line := <-resp; line != "" && !strings.HasPrefix(line, "HTTP/1.1 431 ") {
 				t.Errorf("headers without end were answered by %q", line)
 			}
-			// net/http reads 4 KiB more than it is told, and the sockets' buffers take some.
+			// net/http reads 4 KiB more than it is told, and everywhere the sockets' buffers take some.
 			if sent >= 10<<20 {
 				t.Errorf("%d MiB of headers were taken, the bound is %d KiB", sent>>20, tc.bound>>10)
 			}

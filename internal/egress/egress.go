@@ -16,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +27,7 @@ import (
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/internal/tracing"
 	"github.com/mooring-edge/mooring/internal/underway"
+	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
 // Dialer reaches an address as a tenant's API server knows it, e.g. "edge-1:10250". A refusal is a
@@ -124,26 +126,39 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // serve has a connection's one request answered and, if the dial succeeds, carries its bytes until both directions end.
 func (s *Server) serve(ctx context.Context, g *guest) {
+	log := s.cfg.Logger.With("remote", g.RemoteAddr().String())
 	c := tls.Server(g, s.cfg.TLS)
 	defer c.Close()
+	defer func() {
+		if p := recover(); p != nil { // strangers are parsed here: what one of them finds ends his connection, and not the broker
+			log.Error("egress: a connection was cut by an error of the program", "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
 	stop := context.AfterFunc(ctx, func() { g.Close() })
 	defer stop()
 	_ = g.SetDeadline(time.Now().Add(headerTimeout))
 	if err := c.Handshake(); err != nil {
-		s.cfg.Logger.Debug("egress: a TLS handshake came to nothing", "remote", g.RemoteAddr().String(), "err", err)
+		log.Debug("egress: a TLS handshake came to nothing", "err", err)
 		if plain, ok := errors.AsType[tls.RecordHeaderError](err); ok && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
 			_, _ = io.WriteString(plain.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nthis port speaks HTTPS\n")
 		}
 		return
 	}
+	p := s.identify(c.ConnectionState(), g.RemoteAddr().String())
+	if p.err == nil {
+		g.known()
+	}
 	r, err := httpconnect.Read(c, nil, "this port takes CONNECT requests of kube-apiserver's egress selector only")
 	if err != nil {
-		s.cfg.Logger.Debug("egress: a connection came to nothing", "remote", g.RemoteAddr().String(), "err", err)
+		log.Debug("egress: a connection came to nothing", "err", err)
+		if p.leave(); p.err != nil {
+			s.forbid(call{id: p.id, source: p.source}, p.err)
+		}
 		return
 	}
 	_ = g.SetDeadline(time.Time{})
 	defer s.open.Begin()()
-	v := s.decide(r.Watch(ctx), peer{c.ConnectionState(), g}, r)
+	v := s.decide(r.Watch(ctx), p, r.Target, traceparent(r.Header))
 	if v.err != nil {
 		r.Refuse(v.code.HTTPStatus(), httpconnect.Reason(v.err.Error(), v.trace.String()))
 		return
@@ -166,22 +181,29 @@ func looksLikeHTTP(header [5]byte) bool {
 
 // peer is who calls.
 type peer struct {
-	state tls.ConnectionState
-	guest *guest
+	id     pki.Identity
+	source string // where it comes from, for the audit log
+	err    error  // why its certificate speaks for nobody
+	leave  func() // to be called once what is counted of its call is
 }
 
-// decide finds out who calls and dials. When it returns, all that is counted of the request is.
-func (s *Server) decide(ctx context.Context, p peer, r *httpconnect.Request) verdict {
-	id, err := identity(p.state)
-	c := call{id: id, source: p.guest.RemoteAddr().String(), target: r.Target, parent: traceparent(r.Header)}
-	defer s.requests.enter(id.Tenant)() // before it is known that there is the tenant: see Forget
+// identify finds out who calls, from the certificate that a TLS handshake verified.
+func (s *Server) identify(cs tls.ConnectionState, source string) peer {
+	id, err := identity(cs)
+	p := peer{id: id, source: source, leave: s.requests.enter(id.Tenant), err: err} // before it is known that there is the tenant: see Forget
 	if err == nil {
-		err = s.cfg.Authorize(id, p.state.PeerCertificates[0])
+		p.err = s.cfg.Authorize(id, cs.PeerCertificates[0])
 	}
-	if err != nil {
-		return s.forbid(c, err)
+	return p
+}
+
+// decide dials for a peer that may. When it returns, all that is counted of the call is.
+func (s *Server) decide(ctx context.Context, p peer, target string, parent wire.Trace) verdict {
+	defer p.leave()
+	c := call{id: p.id, source: p.source, target: target, parent: parent}
+	if p.err != nil {
+		return s.forbid(c, p.err)
 	}
-	p.guest.known()
 	return s.dial(ctx, c)
 }
 

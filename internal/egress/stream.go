@@ -28,21 +28,12 @@ func (s *Server) ServeStream(ctx context.Context, session *tunnel.Session, r *tu
 
 // decideStream is decide for a stream.
 func (s *Server) decideStream(ctx context.Context, session *tunnel.Session, r *tunnel.Request) verdict {
-	cs := session.ConnectionState()
-	id, err := identity(cs)
-	c := call{id: id, source: session.RemoteAddr().String(), target: r.Target, parent: r.Trace}
-	defer s.requests.enter(id.Tenant)()
-	if err == nil {
-		err = s.cfg.Authorize(id, cs.PeerCertificates[0])
-	}
-	if err != nil {
-		return s.forbid(c, err)
-	}
+	parent := r.Trace
 	if s.cfg.Tracer != nil {
 		// Of the sidecar's name for the dial the id counts. It makes no spans; whether the broker does is the broker's to say.
-		c.parent.Flags |= wire.FlagSampled
+		parent.Flags |= wire.FlagSampled
 	}
-	return s.dial(ctx, c)
+	return s.decide(ctx, s.identify(session.ConnectionState(), session.RemoteAddr().String()), r.Target, parent)
 }
 
 // reason is what the other side of a tunnel is told of a refusal beside its code, whose text it knows.

@@ -62,7 +62,7 @@ func Read(conn net.Conn, early []byte, what string) (*Request, error) {
 	switch {
 	case err != nil && limited.N <= 0:
 		return nil, r.reject(http.StatusRequestHeaderFieldsTooLarge, "", errors.New("the request's headers are too long"))
-	case errors.Is(err, io.EOF), isNet(err):
+	case lost(err):
 		return nil, err // there is nobody to answer
 	case err != nil:
 		return nil, r.reject(http.StatusBadRequest, "", err)
@@ -79,10 +79,13 @@ func Read(conn net.Conn, early []byte, what string) (*Request, error) {
 	return r, nil
 }
 
-// isNet tells an error of the connection from one of what came by it.
-func isNet(err error) bool {
-	_, is := errors.AsType[net.Error](err)
-	return is
+// lost tells an error of the connection from one of what came by it, of which some are a net.Error too.
+func lost(err error) bool {
+	if _, is := errors.AsType[*net.OpError](err); is || errors.Is(err, io.EOF) {
+		return true
+	}
+	timeout, is := errors.AsType[net.Error](err)
+	return is && timeout.Timeout()
 }
 
 func cut(s string) string { return s[:min(len(s), 20)] }

@@ -108,6 +108,14 @@ func TestStockClientWithAnOldCAFile(t *testing.T) {
 		if _, _, cerr, serr := shake(t, client, server); cerr != nil || serr != nil {
 			t.Errorf("%d rotations later: client %v, server %v", n, cerr, serr)
 		}
+		whole := cert.Certificate
+		cert.Certificate = WithoutRoots(whole)
+		if len(cert.Certificate) != 1+n || len(whole) != 2+2*n {
+			t.Errorf("%d rotations later: %d certificates, %d without roots", n, len(whole), len(cert.Certificate))
+		}
+		if _, _, cerr, serr := shake(t, client, server); cerr != nil || serr != nil {
+			t.Errorf("%d rotations later, without roots: client %v, server %v", n, cerr, serr)
+		}
 		client.ServerName = "other.example"
 		if _, _, cerr, _ := shake(t, client, server); cerr == nil {
 			t.Error("another name was accepted")

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 )
@@ -24,12 +25,23 @@ func VerifyRepeated(roots func() *x509.CertPool, usage x509.ExtKeyUsage, now fun
 			return id, nil
 		}
 		id, chain, err := verifyChain(certs, pool, usage, at)
-		if err == nil {
+		// Who is refused, or presents what proves nothing beside, is not remembered: each variation would take the place of another's.
+		if err == nil && accept(check, id) == nil && isPart(certs, chain) {
 			known.add(key, newGoodChain(id, chain, pool))
 		}
 		return id, err
 	}
 	return verifyBy(roots, verify, check)
+}
+
+// isPart says that a chain has all of these certificates.
+func isPart(certs, chain []*x509.Certificate) bool {
+	for _, c := range certs {
+		if !slices.ContainsFunc(chain, c.Equal) {
+			return false
+		}
+	}
+	return true
 }
 
 // chainKey is the hash of what a peer presented.
@@ -90,7 +102,7 @@ func (c *chains) find(key chainKey, pool *x509.CertPool, now time.Time) (Identit
 func (c *chains) add(key chainKey, g goodChain) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.all) >= maxRemembered {
+	if _, again := c.all[key]; !again && len(c.all) >= maxRemembered {
 		for k := range c.all { // any one
 			delete(c.all, k)
 			break

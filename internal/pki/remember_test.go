@@ -52,6 +52,29 @@ func TestVerifyRepeatedSkipsSignatures(t *testing.T) {
 	wantErr(t, "with a pool that is new", verify(state(&broken)), "verify peer")
 }
 
+// TestVerifyRepeatedRemembersFew: those who are refused, and those who present more than they need, take no room.
+func TestVerifyRepeatedRemembersFew(t *testing.T) {
+	ca, other := newCA(t), newCA(t)
+	good := leaf(t, ca, "spiffe://mooring.local/tenant/acme/node/edge-1", nil)
+	broken := *good
+	broken.Signature = nil
+	for name, tc := range map[string]struct {
+		certs, again []*x509.Certificate
+		first        error
+	}{
+		"refused": {[]*x509.Certificate{good}, []*x509.Certificate{&broken}, errors.New("another tenant")},
+		"junk":    {[]*x509.Certificate{good, other.cert}, []*x509.Certificate{&broken, other.cert}, nil},
+	} {
+		pool, refuse := ca.Pool(), tc.first
+		verify := VerifyRepeated(func() *x509.CertPool { return pool }, x509.ExtKeyUsageClientAuth, clock(now), func(Identity) error { return refuse })
+		if err := verify(state(tc.certs...)); !errors.Is(err, tc.first) {
+			t.Errorf("%s: %v", name, err)
+		}
+		refuse = nil
+		wantErr(t, name+", again with a signature that is looked at", verify(state(tc.again...)), "verify peer")
+	}
+}
+
 func TestChainsAreBounded(t *testing.T) {
 	c := chains{all: map[chainKey]goodChain{}}
 	for i := range 2 * maxRemembered {

@@ -83,7 +83,7 @@ func ServerTLS(certificate func() (*tls.Certificate, error), verify Verify, o Se
 	}
 	switch o.Clients {
 	case ClientNone:
-		return cfg
+		verify = nil
 	case ClientUnverified:
 		cfg.ClientAuth = tls.RequestClientCert
 		verify = unlessAbsent(presented)

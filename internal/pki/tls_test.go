@@ -112,6 +112,46 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// TestClassicKeyExchange: a client that can do without the hybrids does, one that can't has them, and neither is verified less.
+func TestClassicKeyExchange(t *testing.T) {
+	p, stranger := newParty(t), newParty(t)
+	classicServer := func() *tls.Config {
+		return ServerTLS(p.broker, p.asNode(), ServerOptions{ClassicKeyExchange: true, AllowTLS12: true, NextProtos: []string{"http/1.1"}})
+	}
+	with := func(curves ...tls.CurveID) *tls.Config {
+		c := ClientTLS(p.node, p.asBroker())
+		c.CurvePreferences, c.NextProtos = curves, []string{"http/1.1"}
+		return c
+	}
+	for name, tc := range map[string]struct {
+		client *tls.Config
+		want   tls.CurveID // 0: refused
+	}{
+		"Go's own":       {with(), tls.X25519},
+		"hybrids alone":  {with(tls.X25519MLKEM768), tls.X25519MLKEM768},
+		"P-256 alone":    {with(tls.CurveP256), tls.CurveP256},
+		"no certificate": {ClientTLS(nil, p.asBroker()), 0},
+		"a stranger":     {ClientTLS(stranger.node, p.asBroker()), 0},
+	} {
+		cs, ss, cerr, serr := shake(t, tc.client, classicServer())
+		if tc.want == 0 {
+			if serr == nil {
+				t.Errorf("%s: accepted", name)
+			}
+			continue
+		}
+		if cerr != nil || serr != nil || cs.CurveID != tc.want || cs.NegotiatedProtocol != "http/1.1" || cs.Version != tls.VersionTLS13 {
+			t.Errorf("%s: client %v, server %v, %v, protocol %q, TLS %x; want %v", name, cerr, serr, cs.CurveID, cs.NegotiatedProtocol, cs.Version, tc.want)
+		}
+		if id, err := PeerIdentity(ss); err != nil || id != node("acme", "edge-1") {
+			t.Errorf("%s: the server sees %+v, %v", name, id, err)
+		}
+	}
+	if cs, _, cerr, serr := shake(t, with(), ServerTLS(p.broker, p.asNode(), ServerOptions{NextProtos: []string{"http/1.1"}})); cerr != nil || serr != nil || cs.CurveID != tls.X25519MLKEM768 {
+		t.Errorf("without the option: %v, %v, %v; want the hybrid", cs.CurveID, cerr, serr)
+	}
+}
+
 // A stock client (kube-apiserver) verifies the broker by name and CA bundle.
 func TestServerTLSVersions(t *testing.T) {
 	p := newParty(t)

@@ -63,18 +63,9 @@ func newYamuxLink(conn *tls.Conn, raw *bulk.Conn, dialled bool, c Config) (*link
 	raw.Direct()
 	windows := newYamuxWindows(c.StreamWindow, c.SessionWindow)
 	fc := newFrameConn(conn, raw, windows)
-	yc := &yamux.Config{
-		AcceptBacklog:      yamuxBacklog,
-		EnableKeepAlive:    false,       // the heartbeat does it
-		KeepAliveInterval:  time.Minute, // unused, but must be set
-		StreamOpenTimeout:  0,           // Open has its own, and it does not cost the session
-		StreamCloseTimeout: 0,           // a half-closed stream may live for as long as it likes
-		// A write that takes longer means that the session is dead, which the heartbeat
-		// finds out before.
-		ConnectionWriteTimeout: c.HeartbeatTimeout + 15*time.Second,
-		MaxStreamWindowSize:    baseWindow, // the least that yamux takes: it has no streams
-		Logger:                 yamuxLogger{c.Logger},
-	}
+	yc := yamux.DefaultConfig() // most of it is about streams, which it has none of
+	yc.EnableKeepAlive = false  // the heartbeat does it
+	yc.LogOutput, yc.Logger = nil, yamuxLogger{c.Logger}
 	m := &yamuxMux{
 		raw: raw.Conn, conn: fc, maxLive: maxLive(c),
 		incoming: make(chan uint32, yamuxBacklog),
@@ -169,7 +160,7 @@ func (m *yamuxMux) accept(ctx context.Context) (muxStream, error) {
 
 func (m *yamuxMux) close(_ wire.Code, _ string, linger time.Duration) {
 	if linger > 0 {
-		// No half-close meanwhile: what yamux still has to write would fail, it would close the connection, and with
+		// No half-close meanwhile: what streams still have to write would fail, the connection would be closed for it, and with
 		// bytes of the other side unread that takes back what was sent.
 		t := time.NewTimer(linger)
 		defer t.Stop()
