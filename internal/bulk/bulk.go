@@ -154,14 +154,23 @@ func (c *Conn) follow(b []byte) (n int) {
 	return n
 }
 
-// Waiting says that whoever reads records from c would not have to wait for the next one: it is there, whole, and a large one. It is for
-// the one who reads.
+// Waiting says that whoever reads records from c would not have to wait: a large one is there, whole, be it behind short ones. Of what is TLS
+// itself, as all is that API servers and kubelets say to each other, each record of 16 KiB makes a full one and a short one here. It is for the one who reads.
 func (c *Conn) Waiting() bool {
-	if c.in == nil || c.have > 0 || c.w-c.r < recordHeader {
+	if c.in == nil || c.have > 0 {
 		return false
 	}
-	n := int(binary.BigEndian.Uint16(c.in[c.r+3:]))
-	return n >= large && c.w-c.r >= recordHeader+n
+	for ahead := c.in[c.r:c.w]; len(ahead) >= recordHeader; {
+		n := int(binary.BigEndian.Uint16(ahead[3:]))
+		if len(ahead) < recordHeader+n {
+			return false
+		}
+		if n >= large {
+			return true
+		}
+		ahead = ahead[recordHeader+n:]
+	}
+	return false
 }
 
 // Cork holds back what is written from now on, up to some 64 KiB, until an Uncork for each Cork.

@@ -143,6 +143,33 @@ func TestOneWrite(t *testing.T) {
 	}
 }
 
+// TestWaitingBehindShort: of TLS within TLS each full record is followed by a short one, and these do not part what came together.
+func TestWaitingBehindShort(t *testing.T) {
+	client, server := pair(t)
+	c := Of(server)
+	c.Cork()
+	for range 3 {
+		for _, n := range []int{16 << 10, 22} {
+			if _, err := server.Write(random(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := c.Uncork(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 16<<10)
+	for i := range 6 {
+		n, err := client.Read(buf)
+		if err != nil || n != []int{16 << 10, 22}[i%2] {
+			t.Fatalf("record %d: %d bytes, %v", i+1, n, err)
+		}
+		if got, want := Of(client).Waiting(), i < 4; got != want {
+			t.Errorf("after record %d: waiting %t, want %t", i+1, got, want)
+		}
+	}
+}
+
 // TestWaiting: four records that came together are seen to be there, and the last is seen to be so; a short one is not counted on.
 func TestWaiting(t *testing.T) {
 	client, server := pair(t)
