@@ -67,14 +67,15 @@ type splice struct {
 // side is one of the two connections.
 type side struct {
 	net.Conn
-	bulk *bulk.Conn  // beneath TLS; nil: there is none
-	tail atomic.Bool // it takes no more; what is read from it now is a tail
+	bulk   *bulk.Conn  // beneath TLS; nil: there is none
+	gather *gatherer   // nil: there is none
+	tail   atomic.Bool // it takes no more; what is read from it now is a tail
 
 	wmu   sync.Mutex // held through each write; guards reset
 	reset bool       // a write was told that the connection was reset
 }
 
-func newSide(c net.Conn) *side { return &side{Conn: c, bulk: bulk.Of(c)} }
+func newSide(c net.Conn) *side { return &side{Conn: c, bulk: bulk.Of(c), gather: newGatherer(c)} }
 
 // Write writes what TLS makes several records of at once.
 func (d *side) Write(p []byte) (int, error) {
@@ -197,6 +198,9 @@ func copyAll(src, dst *side) (n int64, rerr, werr error) {
 
 // burst copies what was read with one buffer, and goes on until src has nothing more at hand; done is the end of file.
 func burst(src, dst *side, buf *[bufferSize]byte, r int, err error) (n int64, done bool, rerr, werr error) {
+	if src.gather != nil {
+		defer src.gather.end()
+	}
 	for {
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
@@ -212,6 +216,11 @@ func burst(src, dst *side, buf *[bufferSize]byte, r int, err error) (n int64, do
 			return n, false, err, nil
 		case r < len(buf)/4:
 			return n, false, nil, nil
+		}
+		if src.gather != nil && !src.tail.Load() {
+			r, err = src.gather.read(buf[:])
+			err = src.ended(err)
+			continue
 		}
 		src.expectTail()
 		r, err = src.fill(buf[:])
