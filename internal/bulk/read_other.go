@@ -2,5 +2,5 @@
 
 package bulk
 
-// readSocket is not to be had here: connections keep their own reads.
-var readSocket func(fd uintptr, p []byte) (int, error)
+// ReadSocket is not to be had here: connections keep their own reads.
+var ReadSocket func(fd uintptr, p []byte) (int, error)

@@ -4,8 +4,8 @@ package bulk
 
 import "syscall"
 
-// readSocket reads what a socket has, and does not wait.
-var readSocket = func(fd uintptr, p []byte) (n int, err error) {
+// ReadSocket reads what a socket has, and does not wait.
+var ReadSocket = func(fd uintptr, p []byte) (n int, err error) {
 	for {
 		if n, err = syscall.Read(int(fd), p); err != syscall.EINTR {
 			return n, err

@@ -26,7 +26,7 @@ type Source[B any] struct {
 // NewSource returns nil where c is no socket, or the system has no such reads. bytes is the memory of a buffer.
 func NewSource[B any](c net.Conn, pool *sync.Pool, bytes func(*B) []byte) *Source[B] {
 	socket, ok := c.(syscall.Conn)
-	if !ok || readSocket == nil {
+	if !ok || ReadSocket == nil {
 		return nil
 	}
 	raw, err := socket.SyscallConn()
@@ -52,7 +52,7 @@ func (s *Source[B]) Read() (buf *B, n int, err error) {
 // attempt reads what is there; false: there is nothing yet.
 func (s *Source[B]) attempt(fd uintptr) bool {
 	buf := s.pool.Get().(*B)
-	n, err := readSocket(fd, s.bytes(buf))
+	n, err := ReadSocket(fd, s.bytes(buf))
 	if err == nil && n > 0 {
 		s.buf, s.n = buf, n
 		return true
@@ -64,7 +64,12 @@ func (s *Source[B]) attempt(fd uintptr) bool {
 	case syscall.EAGAIN:
 		return false
 	default: // a reset is told once: who drops it here makes the next read a clean end
-		s.err = &net.OpError{Op: "read", Net: s.conn.LocalAddr().Network(), Source: s.conn.LocalAddr(), Addr: s.conn.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+		s.err = ReadError(s.conn, err)
 	}
 	return true
+}
+
+// ReadError makes of an error of ReadSocket what c's own Read would return.
+func ReadError(c net.Conn, err error) error {
+	return &net.OpError{Op: "read", Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError("read", err)}
 }

@@ -215,9 +215,7 @@ func (s *Server) Forget(tenant string) { s.requests.forget(tenant) }
 func identity(cs tls.ConnectionState) (pki.Identity, error) {
 	id, err := pki.PeerIdentity(cs)
 	if err == nil && id.Role != pki.RoleAPIServer {
-		err = notAPIServer(id)
+		err = fmt.Errorf("identity %s is not an API server's", id)
 	}
 	return id, err
 }
-
-func notAPIServer(id pki.Identity) error { return fmt.Errorf("identity %s is not an API server's", id) }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mooring-edge/mooring/internal/bulk"
 )
 
 const (
@@ -39,7 +41,7 @@ func newGatherer(c net.Conn) *gatherer {
 	return &gatherer{conn: t, raw: raw}
 }
 
-// mark sets from how many bytes on the socket wakes its reader.
+// mark sets from how many bytes on the socket wakes its reader, one that waits already too. It may be called beside read.
 func (g *gatherer) mark(n int) {
 	_ = g.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }
@@ -59,7 +61,7 @@ func (g *gatherer) read(p []byte) (n int, err error) {
 				return false
 			}
 		}
-		n, err = readOnce(fd, p)
+		n, err = bulk.ReadSocket(fd, p)
 		return err != syscall.EAGAIN
 	})
 	_ = g.conn.SetReadDeadline(time.Time{})
@@ -68,7 +70,7 @@ func (g *gatherer) read(p []byte) (n int, err error) {
 			return 0, werr
 		}
 		_ = g.raw.Read(func(fd uintptr) bool {
-			n, err = readOnce(fd, p)
+			n, err = bulk.ReadSocket(fd, p)
 			return true
 		})
 	}
@@ -76,7 +78,7 @@ func (g *gatherer) read(p []byte) (n int, err error) {
 	case err == syscall.EAGAIN:
 		return 0, nil
 	case err != nil:
-		return 0, &net.OpError{Op: "read", Net: "tcp", Source: g.conn.LocalAddr(), Addr: g.conn.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+		return 0, bulk.ReadError(g.conn, err)
 	case n == 0:
 		return 0, io.EOF
 	}
@@ -88,14 +90,5 @@ func (g *gatherer) end() {
 	if g.low {
 		g.mark(1)
 		g.low = false
-	}
-}
-
-func readOnce(fd uintptr, p []byte) (n int, err error) {
-	for {
-		n, err = unix.Read(int(fd), p)
-		if err != syscall.EINTR {
-			return max(n, 0), err
-		}
 	}
 }

@@ -91,6 +91,29 @@ func TestGather(t *testing.T) {
 	}
 }
 
+// TestUnmarkedSocketWakes: who waits for much, by a deadline that somebody has moved, is woken for little once that is what is asked for.
+func TestUnmarkedSocketWakes(t *testing.T) {
+	here, there := tcpEnds(t)
+	g := newGatherer(here)
+	g.mark(gatherSize)
+	here.SetReadDeadline(time.Now().Add(time.Minute))
+	got := make(chan error, 1)
+	go func() {
+		_, err := io.ReadFull(here, make([]byte, 1))
+		got <- err
+	}()
+	there.Write([]byte("x"))
+	g.mark(1)
+	select {
+	case err := <-got:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nobody was woken")
+	}
+}
+
 func waitQueued(t *testing.T, c *net.TCPConn, want int) {
 	t.Helper()
 	raw, err := c.SyscallConn()

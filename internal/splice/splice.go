@@ -135,6 +135,9 @@ func (d *side) wasReset() bool {
 func (d *side) takesNoMore() {
 	d.tail.Store(true)
 	_ = d.SetReadDeadline(time.Now().Add(tailTime))
+	if d.gather != nil { // after the deadline, which may have been in the place of the gatherer's own
+		d.gather.mark(1)
+	}
 }
 
 // expectTail is called before each read: a tail may not pause for longer.
