@@ -198,3 +198,26 @@ func TestFault35NoHTTP2(t *testing.T) {
 		})
 	}
 }
+
+// TestEgressHandshake: a dial of an API server computes what decision 24 says and no more.
+func TestEgressHandshake(t *testing.T) {
+	r := startBroker(t, t.TempDir(), func(*config.Broker) {})
+	r.addTenant(t, "acme")
+	e := r.issueEgress(t, "acme")
+	api, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := tls.Dial("tcp", r.cfg.Egress.Listen, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{api}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	cs := c.ConnectionState()
+	if cs.CurveID != tls.X25519 {
+		t.Errorf("keys were agreed on by %v, want X25519", cs.CurveID)
+	}
+	if n := len(cs.PeerCertificates); n != 1 {
+		t.Errorf("the broker presents %d certificates, want its own alone", n)
+	}
+}
