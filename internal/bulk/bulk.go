@@ -173,6 +173,10 @@ func (c *Conn) Waiting() bool {
 	return false
 }
 
+// Writable says that a write of some KiB would not wait for the connection; false where that is not known. One goroutine may ask at a time, which
+// is the one that is about to write.
+func (c *Conn) Writable() bool { return c.source != nil && c.source.Writable() }
+
 // Cork holds back what is written from now on, up to some 64 KiB, until an Uncork for each Cork.
 func (c *Conn) Cork() {
 	c.mu.Lock()

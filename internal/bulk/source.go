@@ -16,6 +16,9 @@ type Source[B any] struct {
 	pool  *sync.Pool // of *B
 	bytes func(*B) []byte
 	try   func(fd uintptr) bool
+	look  func(fd uintptr)
+
+	writable bool // of the look that is under way
 
 	// Of the read that is under way.
 	buf *B
@@ -35,6 +38,7 @@ func NewSource[B any](c net.Conn, pool *sync.Pool, bytes func(*B) []byte) *Sourc
 	}
 	s := &Source[B]{conn: c, raw: raw, pool: pool, bytes: bytes}
 	s.try = s.attempt // once: the hot path makes no closures
+	s.look = func(fd uintptr) { s.writable = canWrite(fd) }
 	return s
 }
 
@@ -67,6 +71,13 @@ func (s *Source[B]) attempt(fd uintptr) bool {
 		s.err = ReadError(s.conn, err)
 	}
 	return true
+}
+
+// Writable says whether the socket takes some KiB now. One goroutine may ask at a time, beside the one that reads.
+func (s *Source[B]) Writable() bool {
+	s.writable = false
+	_ = s.raw.Control(s.look)
+	return s.writable
 }
 
 // ReadError makes of an error of ReadSocket what c's own Read would return.

@@ -4,7 +4,7 @@
 //
 // It knows connections only as net.Conn and by what they can do beyond that:
 // CloseWrite (half-close), Abort (an end that the other side sees as abnormal)
-// and WaitRead (wait without a buffer). TCP connections are helped out where
+// and WaitRead (wait without a buffer), Deliver and TryWrite (pass on what came without a change of goroutine, see ahead.go). TCP connections are helped out where
 // they lack one of these, and so is what wraps one and has NetConn, such as TLS.
 package splice
 
@@ -34,6 +34,8 @@ var buffers = sync.Pool{New: func() any { b := new([bufferSize]byte); return b }
 
 type (
 	halfCloser interface{ CloseWrite() error }
+	deliverer  interface{ Deliver(f func(p []byte) int) }
+	tryWriter  interface{ TryWrite(p []byte) bool }
 	aborter    interface{ Abort() error }
 	waiter     interface{ WaitRead() error }
 	wrapper    interface{ NetConn() net.Conn }
@@ -91,10 +93,15 @@ func (d *side) Write(p []byte) (int, error) {
 			n, err = 0, uerr
 		}
 	}
+	d.noteWrite(err)
+	return n, err
+}
+
+// noteWrite remembers what the kernel tells once. wmu is held.
+func (d *side) noteWrite(err error) {
 	if err != nil && socketReset(d.Conn, err) {
 		d.reset = true
 	}
-	return n, err
 }
 
 // Read tells a reset from an end of file. The kernel tells of a reset once: if
@@ -149,7 +156,9 @@ func (d *side) expectTail() {
 
 // run copies src to dst.
 func (s *splice) run(src, dst *side) int64 {
+	stop := deliver(src, dst)
 	n, rerr, werr := copyAll(src, dst)
+	n += stop()
 	switch {
 	case rerr != nil:
 		s.fail(fmt.Errorf("read: %w", rerr))

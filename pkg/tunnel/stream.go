@@ -40,15 +40,19 @@ func (st *Stream) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	n, err := st.raw.Read(p)
+	st.countRead(n)
+	if err != nil && err != io.EOF {
+		err = st.s.streamErr(err)
+	}
+	return n, err
+}
+
+func (st *Stream) countRead(n int) {
 	if n > 0 {
 		st.bytes.Add(uint64(n))
 		st.s.bytesIn.Add(uint64(n))
 		st.s.meter.read(n)
 	}
-	if err != nil && err != io.EOF {
-		err = st.s.streamErr(err)
-	}
-	return n, err
 }
 
 // Write implements net.Conn.
@@ -58,15 +62,19 @@ func (st *Stream) Write(p []byte) (int, error) {
 	}
 	st.s.writes.Add(1)
 	n, err := st.raw.Write(p)
+	st.countWritten(n)
+	if err != nil {
+		err = st.s.streamErr(err)
+	}
+	return n, err
+}
+
+func (st *Stream) countWritten(n int) {
 	if n > 0 {
 		st.bytes.Add(uint64(n))
 		st.s.bytesOut.Add(uint64(n))
 		st.s.meter.wrote(n)
 	}
-	if err != nil {
-		err = st.s.streamErr(err)
-	}
-	return n, err
 }
 
 // WaitRead returns once Read would not block. Whoever copies needs no buffer
@@ -78,6 +86,38 @@ func (st *Stream) WaitRead() error {
 		}
 	}
 	return nil
+}
+
+// Deliver has what arrives given to f, by whoever reads the session, while a WaitRead or Read waits for it; that does not return for what f took. So
+// a message is passed on without another goroutine being woken for it. f returns how many bytes it took; the rest, and what
+// comes after it, is there to be read. It must not wait for anything: all the session's streams would. It keeps nothing of p, and must not
+// use the stream. With nil that ends: f is not called any more once Deliver has returned. Over QUIC it has no effect, as each
+// stream is read by its reader there.
+func (st *Stream) Deliver(f func(p []byte) int) {
+	d, ok := st.raw.(interface{ deliver(func(p []byte) int) })
+	switch {
+	case !ok:
+	case f == nil:
+		d.deliver(nil)
+	default:
+		d.deliver(func(p []byte) int {
+			n := f(p)
+			st.countRead(n)
+			return n
+		})
+	}
+}
+
+// TryWrite writes p, a message of a few KiB at the most, if that can be done without waiting for anything. If not, it writes nothing and
+// returns false; why, Write says. Over QUIC it always does.
+func (st *Stream) TryWrite(p []byte) bool {
+	w, ok := st.raw.(interface{ tryWrite(p []byte) bool })
+	if !ok || st.closed.Load() || !w.tryWrite(p) {
+		return false
+	}
+	st.s.writes.Add(1)
+	st.countWritten(len(p))
+	return true
 }
 
 // CloseWrite ends what is written here: the other side reads io.EOF.

@@ -96,10 +96,31 @@ func (c *frameConn) writeData(stream uint32, p []byte) error {
 	return c.write(f[:], p)
 }
 
+// tryWriteData is writeData where nothing has to be waited for: nobody else writes, the connection takes bytes, and the other side's window
+// has room for all of p, which is of a few KiB at the most. If not, it writes nothing and returns false.
+func (c *frameConn) tryWriteData(w *yamuxWindow, stream uint32, p []byte) (bool, error) {
+	if !c.wmu.TryLock() {
+		return false, nil
+	}
+	defer c.wmu.Unlock()
+	if !c.bulk.Writable() || !c.windows.takeAll(w, len(p)) {
+		return false, nil
+	}
+	var f [yamuxHeader]byte
+	binary.BigEndian.PutUint32(f[4:8], stream)
+	yamuxFrame(f[:]).setLength(uint32(len(p)))
+	return true, c.writeLocked(f[:], p)
+}
+
 // write writes a frame, and what goes ahead of it, in as few records of TLS as that takes and all of them at once.
 func (c *frameConn) write(head, body []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	return c.writeLocked(head, body)
+}
+
+// writeLocked is write. wmu is held.
+func (c *frameConn) writeLocked(head, body []byte) error {
 	first := recordPool.Get().(*[]byte)
 	defer recordPool.Put(first)
 	*first = append(c.takeAhead((*first)[:0]), head...)

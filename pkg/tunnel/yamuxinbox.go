@@ -27,9 +27,13 @@ func newPiece() *piece {
 // yamuxWindows' to say.
 //
 // One goroutine fills it and one reads it, beside each other: each works on a region of its own without the lock. Who reads holds
-// the stream's rmu; the control stream has its controlReader, and nobody else.
+// the stream's rmu; the control stream has its controlReader, and nobody else. While it rests, who fills may read in its place: see handTo.
 type inbox struct {
 	wake chan struct{} // holds one: whoever reads has cause to look again
+
+	turn    sync.Mutex         // guards the following; held while deliver is called
+	deliver func(p []byte) int // takes what it can at once, and returns how much; nil: nobody does
+	resting bool               // whoever reads waits, and is done with all that it read: deliver may go ahead of it
 
 	mu         sync.Mutex // guards the following, but for the two regions
 	head, tail *piece
@@ -47,6 +51,56 @@ func (b *inbox) poke() {
 	case b.wake <- struct{}{}:
 	default:
 	}
+}
+
+// handTo has what arrives while whoever reads rests given to f, by who fills; nil: to nobody. f is not called any more once it has returned.
+func (b *inbox) handTo(f func(p []byte) int) {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	b.deliver = f
+	b.resting = false
+}
+
+// rest is called by whoever reads, before it waits and when it has.
+func (b *inbox) rest(rests bool) {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	b.resting = rests
+}
+
+// announce tells whoever reads of what came, unless that was delivered, so that nobody has to be woken for it.
+func (b *inbox) announce() {
+	if !b.pass() {
+		b.poke()
+	}
+}
+
+// pass delivers what is there. It returns false if not all of it was taken.
+func (b *inbox) pass() bool {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	if b.deliver == nil {
+		return false
+	}
+	for b.resting {
+		b.mu.Lock()
+		h := b.head
+		var there []byte
+		if h != nil {
+			there = h.buf[h.r:h.w]
+		}
+		b.mu.Unlock()
+		if len(there) == 0 {
+			return true
+		}
+		n := b.deliver(there)
+		b.mu.Lock()
+		h.r += n
+		b.free()
+		b.mu.Unlock()
+		b.resting = n == len(there) // else the rest is for whoever reads, and nothing may overtake it
+	}
+	return false
 }
 
 // end says that nothing more comes.
@@ -80,7 +134,7 @@ func (b *inbox) fill(r io.Reader, n int, more func() bool) error {
 		b.filled(m)
 		n -= m
 		if n == 0 || err != nil || !more() {
-			b.poke()
+			b.announce()
 		}
 		if n > 0 && err != nil {
 			return unexpected(err)

@@ -83,8 +83,23 @@ func (y *yamuxStream) awaitBytes() error {
 		case y.m.over():
 			return y.readOver()
 		}
+		y.in.rest(y.acked)
 		y.await(y.in.wake, nil, &y.readDL)
+		y.in.rest(false)
 	}
+}
+
+// deliver has what arrives given to f by who reads the session, where that can be done at once: see Stream.Deliver.
+func (y *yamuxStream) deliver(f func(p []byte) int) {
+	if f == nil {
+		y.in.handTo(nil)
+		return
+	}
+	y.in.handTo(func(p []byte) int {
+		n := f(p)
+		y.took(n)
+		return n
+	})
 }
 
 // errRefused is the end of a stream that the other side did not take: its backlog is full.
@@ -177,6 +192,22 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 			return total, nil
 		}
 	}
+}
+
+// tryWrite writes p if that can be done without waiting for anything or anybody. It returns false, and has written nothing, if not.
+func (y *yamuxStream) tryWrite(p []byte) bool {
+	if !y.wmu.TryLock() {
+		return false
+	}
+	defer y.wmu.Unlock()
+	if _, refused := y.in.ended(); refused || y.m.over() || y.check(&y.writeErr, &y.writeDL) != nil {
+		return false
+	}
+	wrote, err := y.m.conn.tryWriteData(y.window, y.id, p)
+	if err != nil {
+		y.m.fail() // as in Write, which then says so
+	}
+	return wrote && err == nil
 }
 
 // kickWriter has a Write that waits look at its deadline, and whether it may go on.
@@ -303,6 +334,7 @@ func (y *yamuxStream) end(code wire.Code, why error, abnormal bool) {
 	y.stopReading(why)
 	y.stopWriting(why)
 	y.mu.Unlock()
+	y.in.handTo(nil)
 	if what == 0 && !abnormal && y.finned && y.finishNow() {
 		return
 	}

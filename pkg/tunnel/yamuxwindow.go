@@ -127,6 +127,17 @@ func (s *yamuxWindows) of(id uint32) *yamuxWindow {
 	return &yamuxWindow{gone: true, in: in}
 }
 
+// takeAll uses n bytes of what the other side takes of a stream, or none and returns false where that is less.
+func (s *yamuxWindows) takeAll(w *yamuxWindow, n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.credit < n {
+		return false
+	}
+	w.credit -= n
+	return true
+}
+
 // fix keeps a window at what it is.
 func (s *yamuxWindows) fix(w *yamuxWindow) {
 	s.mu.Lock()
