@@ -35,7 +35,8 @@ help: ## Show this list
 	@echo '           DEMO_ONCE=1 (end the demo after its last check), MOORING_E2E_KEEP=1 (keep a run'"'"'s directory)'
 
 build: ## Build edge-agent and broker into bin/, stripped and static
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/edge-agent ./cmd/broker
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/broker
+	go build -trimpath -ldflags '$(LDFLAGS)' $$(cat cmd/edge-agent/build.flags) -o bin/ ./cmd/edge-agent
 
 images: ## Make the images of broker and agent for each platform, in bin/images, with no container engine
 	@cd packaging/oci && go run . --version '$(VERSION)' --revision "$$(git rev-parse HEAD 2>/dev/null || true)"

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -60,8 +64,13 @@ type binary struct {
 // build makes one static program. It holds no trace of the directory, the machine or the state of the checkout: the
 // version that it is stamped with says which commit it is.
 func build(ctx context.Context, o options, pkg string, p v1.Platform, out string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X github.com/mooring-edge/mooring/internal/version.Version="+o.version, "-o", out, pkg)
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X github.com/mooring-edge/mooring/internal/version.Version=" + o.version}
+	flags, err := os.ReadFile(filepath.Join(o.root, pkg, "build.flags"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	args = append(args, strings.Fields(string(flags))...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "-o", out, pkg)...)
 	cmd.Dir = o.root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=", "GOEXPERIMENT=",
 		"GOOS="+p.OS, "GOARCH="+p.Architecture, "GOAMD64=v1", "GOARM64=v8.0", "GOARM=7")

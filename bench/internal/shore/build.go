@@ -2,9 +2,12 @@ package shore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
@@ -24,8 +27,14 @@ func Build(ctx context.Context, to, program string, environ ...string) error {
 	if err != nil {
 		return fmt.Errorf("find the product's source (run this in bench/): %w", err)
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", LinkerFlags(), "-o", to, "./cmd/"+program)
-	build.Dir = strings.TrimSpace(string(root))
+	dir := strings.TrimSpace(string(root))
+	flags, err := os.ReadFile(filepath.Join(dir, "cmd", program, "build.flags"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	args := append([]string{"build", "-trimpath", "-ldflags", LinkerFlags()}, strings.Fields(string(flags))...)
+	build := exec.CommandContext(ctx, "go", append(args, "-o", to, "./cmd/"+program)...)
+	build.Dir = dir
 	build.Env = append(append(os.Environ(), "CGO_ENABLED=0"), environ...)
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s in %s: %w\n%s", program, build.Dir, err, out)

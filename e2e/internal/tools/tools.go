@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,7 +129,12 @@ func Root() (string, error) {
 func build(ctx context.Context, module, pkg, out, ldflags string) error {
 	temp := fmt.Sprintf("%s.tmp-%d", out, os.Getpid())
 	defer os.Remove(temp)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", ldflags, "-o", temp, pkg)
+	flags, err := os.ReadFile(filepath.Join(module, pkg, "build.flags"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	args := append([]string{"build", "-trimpath", "-ldflags", ldflags}, strings.Fields(string(flags))...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "-o", temp, pkg)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if text, err := cmd.CombinedOutput(); err != nil {
