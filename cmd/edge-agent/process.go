@@ -15,8 +15,10 @@ const (
 	gcPercent = 50
 	// trimEvery is how often it is looked whether there is memory to be given back.
 	trimEvery = 10 * time.Second
-	// trimWorth is how much has to have been allocated for that to be worth a collection, in bytes.
-	trimWorth = 1 << 20
+	// trimQuiet is how much may be allocated in that time, in bytes, where nothing goes on.
+	trimQuiet = 1 << 20
+	// trimWorth is how much has to have been allocated for that to be worth a collection, in bytes. Heartbeats take some minutes for it.
+	trimWorth = 256 << 10
 )
 
 // modest has this process take little of a machine that is there for its pods, where the environment does not say otherwise: Go code runs on one
@@ -58,7 +60,7 @@ type trimmer struct{ last, trimmed uint64 }
 
 // due says whether memory is to be given back: much was allocated since that was last done, and little since the last look.
 func (t *trimmer) due(allocated uint64) bool {
-	quiet := allocated-t.last < trimWorth
+	quiet := allocated-t.last < trimQuiet
 	t.last = allocated
 	return quiet && allocated-t.trimmed >= trimWorth
 }

@@ -36,11 +36,11 @@ func TestTrimsWhenQuiet(t *testing.T) {
 		{20 << 20, false},           // still
 		{20<<20 + 1000, true},       // no more
 		{20<<20 + 2000, false},      // done
-		{20<<20 + 500_000, false},   // heartbeats
-		{20<<20 + 1_100_000, true},  // have added up
+		{20<<20 + 200_000, false},   // heartbeats
+		{20<<20 + 300_000, true},    // have added up
 		{40 << 20, false},           // a kubectl cp
 		{40<<20 + 900_000, true},    // it is through
-		{40<<20 + 1_800_000, false}, // little since
+		{40<<20 + 1_000_000, false}, // little since
 	} {
 		due := tr.due(look.allocated)
 		if due != look.due {
