@@ -229,7 +229,7 @@ func lastLine(out string) string {
 }
 
 const (
-	maxBinary = 20_000_000
+	maxBinary = 18_000_000
 	maxRSS    = 30_000_000
 )
 
