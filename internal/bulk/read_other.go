@@ -7,5 +7,3 @@ var ReadSocket func(fd uintptr, p []byte) (int, error)
 
 // WriteSocket is not to be had here either.
 var WriteSocket func(fd uintptr, p []byte) (int, error)
-
-func canWrite(uintptr) bool { return false }

@@ -2,11 +2,7 @@
 
 package bulk
 
-import (
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "syscall"
 
 // ReadSocket reads what a socket has, and does not wait.
 var ReadSocket = func(fd uintptr, p []byte) (n int, err error) {
@@ -24,11 +20,4 @@ var WriteSocket = func(fd uintptr, p []byte) (n int, err error) {
 			return n, err
 		}
 	}
-}
-
-// canWrite says whether a socket takes bytes now. A TCP socket of Linux that does has a third of its buffer free.
-func canWrite(fd uintptr) bool {
-	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	n, err := unix.Poll(p[:], 0)
-	return err == nil && n == 1 && p[0].Revents == unix.POLLOUT
 }

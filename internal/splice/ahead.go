@@ -2,6 +2,7 @@ package splice
 
 import (
 	"net"
+	"os"
 	"syscall"
 
 	"github.com/mooring-edge/mooring/internal/bulk"
@@ -36,6 +37,9 @@ func deliver(src, dst *side) (stop func() int64) {
 
 // putter returns what writes to d as much as that takes without waiting; nil: nothing can. wmu is held when it is called. It has no error: the
 // next Write has it.
+//
+// With TLS it could wait if the other direction filled the socket just after it was asked, with answers to what the peer has TLS do; that ends with
+// the peer's connection.
 func (d *side) putter() func(p []byte) int {
 	switch c := d.Conn.(type) {
 	case tryWriter:
@@ -75,8 +79,10 @@ func (d *side) socketPutter(c syscall.Conn) func(p []byte) int {
 	return func(b []byte) int {
 		n, err, p = 0, nil, b
 		_ = raw.Write(try)
-		d.noteWrite(err)
-		p = nil
+		if p = nil; err != nil && err != syscall.EAGAIN {
+			d.noteWrite(err)
+			d.told = os.NewSyscallError("write", err)
+		}
 		return max(n, 0)
 	}
 }

@@ -1,11 +1,13 @@
 package splice
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -169,5 +171,8 @@ func TestResetOfADelivery(t *testing.T) {
 	}
 	if !dst.wasReset() {
 		t.Error("the reset was forgotten")
+	}
+	if _, err := dst.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the next write says %v", err)
 	}
 }

@@ -73,8 +73,9 @@ type side struct {
 	gather *gatherer   // nil: there is none
 	tail   atomic.Bool // it takes no more; what is read from it now is a tail
 
-	wmu   sync.Mutex // held through each write; guards reset
+	wmu   sync.Mutex // held through each write; guards the following
 	reset bool       // a write was told that the connection was reset
+	told  error      // what a delivery was told; the next Write says it
 }
 
 func newSide(c net.Conn) *side { return &side{Conn: c, bulk: bulk.Of(c), gather: newGatherer(c)} }
@@ -94,6 +95,9 @@ func (d *side) Write(p []byte) (int, error) {
 		}
 	}
 	d.noteWrite(err)
+	if err != nil && d.told != nil {
+		err = d.told
+	}
 	return n, err
 }
 

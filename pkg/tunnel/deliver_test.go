@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
@@ -16,14 +17,23 @@ import (
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
+// rests says whether whoever reads a stream waits for more, and was not woken.
+func rests(st *Stream) bool {
+	in := st.raw.(*yamuxStream).in
+	in.turn.Lock()
+	defer in.turn.Unlock()
+	return in.resting && len(in.wake) == 0
+}
+
 // resting waits until whoever reads a stream waits for more.
 func resting(t *testing.T, st *Stream) {
 	t.Helper()
-	in := st.raw.(*yamuxStream).in
 	waitFor(t, func() bool {
-		in.turn.Lock()
-		defer in.turn.Unlock()
-		return in.resting
+		if !rests(st) {
+			return false
+		}
+		time.Sleep(20 * time.Millisecond) // it may have been woken for what came before
+		return rests(st)
 	}, "the reader to rest")
 }
 
@@ -48,7 +58,8 @@ func TestDeliver(t *testing.T) {
 	}
 
 	got, take := make(chan string, 10), new(atomic.Int64)
-	take.Store(100)
+	take.Store(4096)
+	long := strings.Repeat("more than is read with the header ", 100)
 	b.Deliver(func(p []byte) int {
 		n := min(len(p), int(take.Load()))
 		got <- string(p[:n])
@@ -57,7 +68,7 @@ func TestDeliver(t *testing.T) {
 	waited := make(chan error, 1)
 	go func() { waited <- b.WaitRead() }()
 	resting(t, b)
-	for _, s := range []string{"one", "two"} {
+	for _, s := range []string{"one", "two", long} {
 		write(s)
 		if g := within(t, 5*time.Second, got, s); g != s {
 			t.Errorf("%q was delivered, want %q", g, s)
@@ -68,9 +79,7 @@ func TestDeliver(t *testing.T) {
 		t.Fatalf("the wait ended with what was delivered: %v", err)
 	default:
 	}
-	if n := b.Bytes(); n != uint64(len("!onetwo")) {
-		t.Errorf("the stream counts %d bytes", n)
-	}
+	waitFor(t, func() bool { return b.Bytes() == uint64(len("!onetwo"+long)) }, "what was delivered to be counted")
 
 	take.Store(2)
 	write("three")
@@ -87,9 +96,19 @@ func TestDeliver(t *testing.T) {
 		t.Errorf("%q was read, %v", rest, err)
 	}
 
-	take.Store(100)
+	take.Store(4096)
 	for len(got) > 0 { // of what it took nothing
 		<-got
+	}
+	read := make(chan string, 1)
+	go func() {
+		buf := make([]byte, 100)
+		n, _ := b.Read(buf)
+		read <- string(buf[:n])
+	}()
+	write("a Read holds a buffer, and is not left waiting")
+	if s := within(t, 5*time.Second, read, "the read"); len(s) != 46 || len(got) > 0 {
+		t.Errorf("%q was read, and %d were delivered", s, len(got))
 	}
 	b.Deliver(nil)
 	go func() { waited <- b.WaitRead() }()
@@ -253,12 +272,9 @@ func TestDeliveredMessagesAreWritten(t *testing.T) {
 	for range 100 {
 		pass(client, server, "to the node")
 		pass(server, client, "and back")
-		in := st.raw.(*yamuxStream).in
-		in.turn.Lock()
-		if !in.resting {
+		if !rests(st) {
 			t.Fatal("a reader was woken for what was delivered")
 		}
-		in.turn.Unlock()
 	}
 	_ = client.Close()
 	_ = server.Close()

@@ -88,7 +88,7 @@ func (st *Stream) WaitRead() error {
 	return nil
 }
 
-// Deliver has what arrives given to f, by whoever reads the session, while a WaitRead or Read waits for it; that does not return for what f took. So
+// Deliver has what arrives given to f, by whoever reads the session, while a WaitRead waits for it, which does not return for what f took. So
 // a message is passed on without another goroutine being woken for it. f returns how many bytes it took; the rest, and what
 // comes after it, is there to be read. It must not wait for anything: all the session's streams would. It keeps nothing of p, and must not
 // use the stream. With nil that ends: f is not called any more once Deliver has returned. Over QUIC it has no effect, as each

@@ -103,13 +103,20 @@ func (c *frameConn) tryWriteData(w *yamuxWindow, stream uint32, p []byte) (bool,
 		return false, nil
 	}
 	defer c.wmu.Unlock()
-	if !c.bulk.Writable() || !c.windows.takeAll(w, len(p)) {
+	if !c.short(len(p)) || !c.bulk.Writable() || !c.windows.takeAll(w, len(p)) {
 		return false, nil
 	}
 	var f [yamuxHeader]byte
 	binary.BigEndian.PutUint32(f[4:8], stream)
 	yamuxFrame(f[:]).setLength(uint32(len(p)))
 	return true, c.writeLocked(f[:], p)
+}
+
+// short says that a frame with a body of n bytes, and what goes ahead of it, makes one record of TLS.
+func (c *frameConn) short(n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.ahead)+yamuxHeader+n <= recordSize
 }
 
 // write writes a frame, and what goes ahead of it, in as few records of TLS as that takes and all of them at once.

@@ -124,8 +124,10 @@ func (b *inbox) drop() {
 
 // fill takes n bytes of r. What it has is there to be read at once, not only when all has come; but whoever reads is not woken as long as
 // more says that the next part is at hand.
+//
+// The first part may be no more than what was read with the header, in which case the next one is at hand: a message is announced whole.
 func (b *inbox) fill(r io.Reader, n int, more func() bool) error {
-	for n > 0 {
+	for first := true; n > 0; first = false {
 		room := b.room(n)
 		if room == nil {
 			return discardN(r, int64(n))
@@ -133,7 +135,7 @@ func (b *inbox) fill(r io.Reader, n int, more func() bool) error {
 		m, err := r.Read(room)
 		b.filled(m)
 		n -= m
-		if n == 0 || err != nil || !more() {
+		if n == 0 || err != nil || !more() && !(first && m < headBuffer) {
 			b.announce()
 		}
 		if n > 0 && err != nil {

@@ -49,7 +49,7 @@ type yamuxStream struct {
 func (y *yamuxStream) Read(p []byte) (int, error) {
 	y.rmu.Lock()
 	defer y.rmu.Unlock()
-	if err := y.awaitBytes(); err != nil {
+	if err := y.awaitBytes(false); err != nil {
 		return 0, err
 	}
 	n := y.in.take(p)
@@ -61,11 +61,12 @@ func (y *yamuxStream) Read(p []byte) (int, error) {
 func (y *yamuxStream) waitRead() error {
 	y.rmu.Lock()
 	defer y.rmu.Unlock()
-	return y.awaitBytes()
+	return y.awaitBytes(true)
 }
 
-// awaitBytes returns nil once there is something to read, or why there will not be. rmu is held.
-func (y *yamuxStream) awaitBytes() error {
+// awaitBytes returns nil once there is something to read, or why there will not be. What can be delivered meanwhile is, if the reader rests: one
+// that waits with a buffer does not. rmu is held.
+func (y *yamuxStream) awaitBytes(rests bool) error {
 	for {
 		if err := y.check(&y.readErr, &y.readDL); err != nil {
 			return err
@@ -83,7 +84,7 @@ func (y *yamuxStream) awaitBytes() error {
 		case y.m.over():
 			return y.readOver()
 		}
-		y.in.rest(y.acked)
+		y.in.rest(rests && y.acked)
 		y.await(y.in.wake, nil, &y.readDL)
 		y.in.rest(false)
 	}
