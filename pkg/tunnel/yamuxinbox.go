@@ -83,21 +83,12 @@ func (b *inbox) pass() bool {
 		return false
 	}
 	for b.resting {
-		b.mu.Lock()
-		h := b.head
-		var there []byte
-		if h != nil {
-			there = h.buf[h.r:h.w]
-		}
-		b.mu.Unlock()
+		h, there := b.front()
 		if len(there) == 0 {
 			return true
 		}
 		n := b.deliver(there)
-		b.mu.Lock()
-		h.r += n
-		b.free()
-		b.mu.Unlock()
+		b.consume(h, n)
 		b.resting = n == len(there) // else the rest is for whoever reads, and nothing may overtake it
 	}
 	return false
@@ -125,7 +116,8 @@ func (b *inbox) drop() {
 // fill takes n bytes of r. What it has is there to be read at once, not only when all has come; but whoever reads is not woken as long as
 // more says that the next part is at hand.
 //
-// The first part may be no more than what was read with the header, in which case the next one is at hand: a message is announced whole.
+// The first part may be no more than what was read with the header, and TLS has the rest of its record in most cases: it is announced with the
+// next one, for a message to be delivered whole.
 func (b *inbox) fill(r io.Reader, n int, more func() bool) error {
 	for first := true; n > 0; first = false {
 		room := b.room(n)
@@ -204,24 +196,33 @@ func (b *inbox) ended() (over, refused bool) {
 // take reads what is there, up to len(p) bytes; it waits for nothing.
 func (b *inbox) take(p []byte) (n int) {
 	for n < len(p) {
-		b.mu.Lock()
-		h := b.head
-		var there []byte
-		if h != nil {
-			there = h.buf[h.r:h.w]
-		}
-		b.mu.Unlock()
+		h, there := b.front()
 		if len(there) == 0 {
 			return n
 		}
 		m := copy(p[n:], there)
 		n += m
-		b.mu.Lock()
-		h.r += m
-		b.free()
-		b.mu.Unlock()
+		b.consume(h, m)
 	}
 	return n
+}
+
+// front is what is there of the oldest piece, for the one who reads: nobody else touches it before consume.
+func (b *inbox) front() (h *piece, there []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if h = b.head; h != nil {
+		there = h.buf[h.r:h.w]
+	}
+	return h, there
+}
+
+// consume says that n bytes of the front were read.
+func (b *inbox) consume(h *piece, n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h.r += n
+	b.free()
 }
 
 // discard reads all that is there.
