@@ -11,13 +11,17 @@ import (
 
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
 
+	"github.com/mooring-edge/mooring/internal/bidi"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
 const (
-	// maxQueue bounds what a connection holds that its node has not taken, in bytes, but for one packet that is larger.
+	// maxQueue is how much a connection may hold that its node has not taken, in bytes, until its client is stopped. What that may have
+	// sent by then comes on top: a packet, and what gRPC's flow control allows.
 	maxQueue = 1 << 20
-	// stallLimit is how long a full queue may hold up others on the same gRPC stream.
+	// message is how long a packet is, in bytes, that is passed on by who reads it, if that waits for nothing.
+	message = 4 << 10
+	// stallLimit is how long a full queue may hold up others on the same gRPC stream, while its node takes nothing.
 	stallLimit = 10 * time.Second
 	// tailTime is how long a node that takes nothing more may pause in what it still has to say.
 	tailTime = 10 * time.Second
@@ -35,25 +39,28 @@ type conn struct {
 	log        *slog.Logger
 	started    time.Time
 
+	head [dataRoom]byte // of the one who reads the node
+
 	mute bool // CLOSE_RSP was sent, nothing follows it; guarded by call.sendMu
 
 	sent, received atomic.Int64
 	deaf           atomic.Bool // the node takes nothing more
 
 	mu       sync.Mutex // guards the following
-	queue    []held
+	queue    []bidi.Held
 	queued   int           // what it takes, in bytes
+	writing  bool          // something that was in it is being written
+	full     *time.Timer   // runs while the client is stopped; nil: it is not
 	finished bool          // CLOSE_REQ came: the end follows the queue
 	over     bool          // nothing is written any more
 	why      string        // it was cut, if it was
 	filled   chan struct{} // holds one: there is something to write, or an end
-	drained  chan struct{} // holds one: something was written, or will never be
 }
 
 func newConn(c *call, id, random int64, node remote, log *slog.Logger) *conn {
 	return &conn{
 		call: c, id: id, random: random, node: node, log: log.With("connection", id), started: time.Now(),
-		filled: make(chan struct{}, 1), drained: make(chan struct{}, 1),
+		filled: make(chan struct{}, 1),
 	}
 }
 
@@ -96,6 +103,15 @@ var errDeaf = errors.New("the node did not take all that was sent")
 
 // pump ends with io.EOF, if the node ended its bytes in the ordinary way.
 func (k *conn) pump() error {
+	var short [dataRoom]byte
+	k.node.Deliver(func(p []byte) int {
+		if len(p) > message || k.deaf.Load() || !k.call.trySendData(k, &short, p) { // a tail's pauses are counted by its reads
+			return 0
+		}
+		k.received.Add(int64(len(p)))
+		return len(p)
+	})
+	defer k.node.Deliver(nil)
 	for {
 		if k.deaf.Load() {
 			_ = k.node.SetReadDeadline(time.Now().Add(tailTime))
@@ -109,18 +125,20 @@ func (k *conn) pump() error {
 	}
 }
 
+// chunks has what a connection's bytes are read into. One that is idle holds none.
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
 // burst sends what there is to read.
 func (k *conn) burst() error {
+	buf := chunks.Get().(*[chunk]byte)
+	defer chunks.Put(buf)
 	for {
-		buf := dirty.Get(chunk)
-		n, err := k.node.Read(*buf)
+		n, err := k.node.Read(buf[:])
 		if n > 0 { // an empty packet would be an end of file to the client
 			k.received.Add(int64(n))
-			if err := k.call.sendData(k, buf, n); err != nil {
+			if err := k.call.sendData(k, &k.head, buf[:n]); err != nil {
 				return err
 			}
-		} else {
-			dirty.Put(buf)
 		}
 		if err != nil {
 			return err
@@ -142,8 +160,8 @@ func (k *conn) write() {
 			_ = k.node.Close() // behind all that was written
 			return
 		}
-		n, err := k.node.Write(b.bytes)
-		b.free()
+		n, err := k.node.Write(b.Bytes)
+		b.Free()
 		k.sent.Add(int64(n))
 		if err == nil {
 			continue
@@ -161,16 +179,19 @@ func (k *conn) write() {
 }
 
 // next waits for something to write.
-func (k *conn) next() (b held, end, over bool) {
+func (k *conn) next() (b bidi.Held, end, over bool) {
 	for {
 		k.mu.Lock()
+		k.writing = false
 		switch {
 		case k.over:
 			over = true
 		case len(k.queue) > 0:
 			b = k.queue[0]
 			k.queue = k.queue[1:]
-			k.queued -= b.weight()
+			k.queued -= b.Weight()
+			k.writing = true
+			k.drained()
 		case k.finished:
 			end = true
 		default:
@@ -179,62 +200,76 @@ func (k *conn) next() (b held, end, over bool) {
 			continue
 		}
 		k.mu.Unlock()
-		signal(k.drained)
 		return b, end, over
 	}
 }
 
-// put queues what the client sent. With a full queue it waits, and with it all that comes by the same gRPC stream: that is the
-// back-pressure on a client which has one connection on each. Where there are others it waits for stallLimit, and then the
-// connection is cut for their sake.
-func (k *conn) put(b held) {
-	if len(b.bytes) == 0 {
-		b.free()
-		return
-	}
-	stall := time.NewTimer(k.call.p.cfg.stallLimit)
-	defer stall.Stop()
-	for {
-		k.mu.Lock()
-		if k.over || k.finished {
-			k.mu.Unlock()
-			b.free()
-			return
-		}
-		if k.queued == 0 || k.queued+b.weight() <= maxQueue {
-			k.queue, k.queued = append(k.queue, b), k.queued+b.weight()
-			k.mu.Unlock()
-			signal(k.filled)
-			return
-		}
-		k.mu.Unlock()
-		select {
-		case <-k.drained:
-		case <-k.call.ctx.Done():
-			return
-		case <-stall.C:
-			if !k.call.alone() {
-				k.log.Warn("connection cut: its node takes nothing, and others wait behind it on their common stream")
-				k.abort(wire.Overloaded, "the node takes nothing, and others wait behind it on their common stream")
-				return
-			}
-			stall.Reset(k.call.p.cfg.stallLimit)
-		}
+// drained lets the client go on, if the queue is short enough. mu is held.
+func (k *conn) drained() {
+	switch {
+	case k.full == nil:
+	case k.queued > maxQueue:
+		k.full.Reset(k.call.p.cfg.stallLimit)
+	default:
+		k.full.Stop()
+		k.full = nil
+		k.call.client.Resume()
 	}
 }
 
-// finish is the client's end: what it sent before is still written, within closeGrace, but nothing more is read.
-func (k *conn) finish() {
+// put takes what the client sent, a part of m. Short ones are written at once, if nothing waits. With a full queue the client is stopped: that is the
+// back-pressure on one which has one connection on each stream. Where there are others on it, and the node takes nothing for stallLimit, the
+// connection is cut for their sake.
+func (k *conn) put(data []byte, m *bidi.Message) {
 	k.mu.Lock()
-	k.finished = true
-	over := k.over
+	defer k.mu.Unlock()
+	if len(data) == 0 || k.over || k.finished {
+		return
+	}
+	if len(k.queue) == 0 && !k.writing && len(data) <= message && k.node.TryWrite(data) {
+		k.sent.Add(int64(len(data)))
+		return
+	}
+	b := m.Keep(data)
+	k.queue, k.queued = append(k.queue, b), k.queued+b.Weight()
+	if k.queued > maxQueue && k.full == nil {
+		k.call.client.Pause()
+		k.full = time.AfterFunc(k.call.p.cfg.stallLimit, k.stalled)
+	}
+	signal(k.filled)
+}
+
+// stalled is called when the node has taken nothing for stallLimit.
+func (k *conn) stalled() {
+	alone := k.call.alone()
+	k.mu.Lock()
+	full := k.full != nil
+	if full && alone {
+		k.full.Reset(k.call.p.cfg.stallLimit)
+	}
 	k.mu.Unlock()
+	if full && !alone {
+		k.log.Warn("connection cut: its node takes nothing, and others wait behind it on their common stream")
+		k.abort(wire.Overloaded, "the node takes nothing, and others wait behind it on their common stream")
+	}
+}
+
+// finish is the client's end: what it sent before is still written, within closeGrace, but nothing more is read. False: it came before.
+func (k *conn) finish() bool {
+	k.mu.Lock()
+	finished, over := k.finished, k.over
+	k.finished = true
+	k.mu.Unlock()
+	if finished {
+		return false
+	}
 	if over { // nobody writes any more
 		_ = k.node.Close()
-		return
+		return true
 	}
 	_ = k.node.SetWriteDeadline(time.Now().Add(k.call.p.cfg.closeGrace))
 	signal(k.filled)
+	return true
 }
 
 func (k *conn) isFinished() bool {
@@ -248,9 +283,9 @@ func (k *conn) halt() {
 	k.mu.Lock()
 	k.over = true
 	k.queue, k.queued = nil, 0
+	k.drained()
 	k.mu.Unlock()
 	signal(k.filled)
-	signal(k.drained)
 }
 
 // abort resets the node's side. The first reason counts: what follows is its consequence.

@@ -13,11 +13,13 @@ import (
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
-// remote is a connection to a node: a stream, which can be ended abnormally and waited for without a buffer.
+// remote is a connection to a node: a stream, which can be ended abnormally, waited for without a buffer, and passed messages by who reads them.
 type remote interface {
 	net.Conn
 	Reset(wire.Code) error
 	WaitRead() error
+	Deliver(f func(p []byte) int)
+	TryWrite(p []byte) bool
 }
 
 // refusal is why there is no connection.

@@ -3,17 +3,16 @@ package egressproxy
 import (
 	"context"
 	"errors"
-	"io"
+	"net"
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
 
-	"github.com/mooring-edge/mooring/internal/listen"
+	"github.com/mooring-edge/mooring/internal/bidi"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -27,68 +26,40 @@ const (
 	maxPerCall = 128
 	// maxCalls bounds the gRPC streams of one connection.
 	maxCalls = 1024
-	// callWindow is what a client may send ahead on one gRPC stream, in bytes.
-	callWindow = 256 << 10
-	// maxHeader bounds the headers of a gRPC stream, in bytes.
-	maxHeader = 8 << 10
+
+	proxyMethod = "/ProxyService/Proxy" // see konnectivity's client.proto
 )
 
-// serveGRPC serves konnectivity's ProxyService until ctx ends, and returns when its calls have.
-func (p *Proxy) serveGRPC(ctx context.Context, l *listen.Handed) {
-	srv := grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxPacket),
-		grpc.MaxConcurrentStreams(maxCalls),
-		grpc.MaxHeaderListSize(maxHeader),
-		grpc.InitialWindowSize(callWindow),
-		grpc.ConnectionTimeout(firstBytes),
-		grpc.WaitForHandlers(true),
-		grpc.ForceServerCodecV2(codec{}),
-		experimental.BufferPool(dirty),
-	)
-	konnectivity.RegisterProxyServiceServer(srv, service{p})
-	defer context.AfterFunc(ctx, srv.Stop)()
-	_ = srv.Serve(l) // ends by Stop alone
-	srv.Stop()       // returns once the handlers have ended
+// grpc serves konnectivity's ProxyService on a connection, of which early was read, until that or ctx ends, and returns when its calls have. It
+// closes conn.
+func (p *Proxy) grpc(ctx context.Context, conn net.Conn, early []byte) {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	err := bidi.Serve(conn, early, bidi.Config{
+		Method: proxyMethod, MaxMessage: maxPacket, MaxStreams: maxCalls, Patience: firstBytes,
+		Open: func(s *bidi.Stream) bidi.Handler { return newCall(ctx, p, s) },
+	})
+	p.log.Debug("a gRPC connection ended", "err", err)
 }
 
-type service struct{ p *Proxy }
-
-// Proxy is konnectivity's one method: packets both ways.
-func (s service) Proxy(stream konnectivity.ProxyService_ProxyServer) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	c := &call{p: s.p, ctx: ctx, stream: stream, pending: map[int64]context.CancelFunc{}, conns: map[int64]*conn{}}
-	defer c.work.Wait()
-	defer c.abandon()
-	defer cancel()
-	for {
-		var r received
-		err := stream.RecvMsg(&r)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if r.packet == nil {
-			c.takeData(r)
-			continue
-		}
-		if err := c.take(r.packet); err != nil {
-			return err
-		}
-	}
+// client is the gRPC stream of a call.
+type client interface {
+	Send(head, body []byte) error
+	TrySend(head, body []byte) bool
+	Pause()
+	Resume()
 }
 
 // call is one gRPC stream: one dial and its connection as kube-apiserver uses it, several if somebody likes.
 //
-// One goroutine reads it. Each connection has two of its own, and a queue for what the client sends, so that a node that is slow to
-// take it holds up that connection alone, until the queue is full. From there on gRPC's flow control stops the client, all of
-// the stream: see conn.put for what others on it may expect.
+// One goroutine reads it, and the others of the same gRPC connection: it waits for nothing. Each connection has two of its own, and a queue for what the
+// client sends, so that a node that is slow to take it holds up that connection alone, until the queue is full. From there on gRPC's flow control
+// stops the client, all of the stream: see conn.put for what others on it may expect.
 type call struct {
 	p      *Proxy
-	ctx    context.Context // ends with the stream
-	stream konnectivity.ProxyService_ProxyServer
-	work   sync.WaitGroup // dials and connections
+	ctx    context.Context // ends when nothing more comes
+	cancel context.CancelFunc
+	client client
+	work   sync.WaitGroup // dials, connections, and answers that wait
 
 	sendMu sync.Mutex // held through each send; guards conn.mute
 
@@ -96,23 +67,39 @@ type call struct {
 	pending map[int64]context.CancelFunc // dials by their random number
 	conns   map[int64]*conn              // by connection id
 	last    int64                        // connection id that was given
+	late    int                          // answers that wait for the client
 }
 
-// take does what one packet asks for. An error ends the stream.
-func (c *call) take(pkt *konnectivity.Packet) error {
+func newCall(ctx context.Context, p *Proxy, to client) *call {
+	c := &call{p: p, client: to, pending: map[int64]context.CancelFunc{}, conns: map[int64]*conn{}}
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	return c
+}
+
+// Take implements bidi.Handler: it does what one packet asks for.
+func (c *call) Take(m *bidi.Message) error {
+	if id, data, ok := parseData(m.Bytes()); ok {
+		c.takeData(id, data, m)
+		return nil
+	}
+	var pkt konnectivity.Packet
+	if err := proto.Unmarshal(m.Bytes(), &pkt); err != nil {
+		return status.Errorf(codes.Internal, "this is no packet: %v", err)
+	}
 	switch pkt.GetType() {
 	case konnectivity.PacketType_DIAL_REQ:
 		return c.dialRequest(pkt.GetDialRequest())
 	case konnectivity.PacketType_DATA: // one that is written in an uncommon way
-		c.takeData(received{id: pkt.GetData().GetConnectID(), data: held{bytes: pkt.GetData().GetData()}})
+		c.takeData(pkt.GetData().GetConnectID(), pkt.GetData().GetData(), new(bidi.Message))
 	case konnectivity.PacketType_CLOSE_REQ:
 		id := pkt.GetCloseRequest().GetConnectID()
 		k := c.conn(id)
 		if k == nil {
-			return c.send(closeResponse(id, "no such connection"))
+			return c.answer(closeResponse(id, "no such connection"))
 		}
-		k.finish()
-		return c.sayClosed(k, "")
+		if k.finish() {
+			c.closing(k)
+		}
 	case konnectivity.PacketType_DIAL_CLS:
 		c.dialClosed(pkt.GetCloseDial().GetRandom())
 	}
@@ -120,13 +107,20 @@ func (c *call) take(pkt *konnectivity.Packet) error {
 	return nil
 }
 
-// takeData hands data on. What comes for a connection that has ended crossed the word of that.
-func (c *call) takeData(r received) {
-	if k := c.conn(r.id); k != nil {
-		k.put(r.data)
-		return
+// Ended implements bidi.Handler.
+func (c *call) Ended() {
+	c.cancel()
+	c.abandon()
+}
+
+// Wait implements bidi.Handler.
+func (c *call) Wait() { c.work.Wait() }
+
+// takeData hands data on, which is a part of m. What comes for a connection that has ended crossed the word of that.
+func (c *call) takeData(id int64, data []byte, m *bidi.Message) {
+	if k := c.conn(id); k != nil {
+		k.put(data, m)
 	}
-	r.data.free()
 }
 
 func (c *call) conn(id int64) *conn {
@@ -135,15 +129,14 @@ func (c *call) conn(id int64) *conn {
 	return c.conns[id]
 }
 
-// dialRequest begins a dial. What is refused at once is answered by the reading goroutine: who does not read its answers is
-// not read either.
+// dialRequest begins a dial.
 func (c *call) dialRequest(r *konnectivity.DialRequest) error {
 	random := r.GetRandom()
 	if r.GetProtocol() != "tcp" {
-		return c.send(dialRefused(random, "only tcp is carried, not "+wire.Printable(cut(r.GetProtocol(), 20))))
+		return c.answer(dialRefused(random, "only tcp is carried, not "+wire.Printable(cut(r.GetProtocol(), 20))))
 	}
 	if len(r.GetAddress()) > wire.MaxTarget {
-		return c.send(dialRefused(random, "the address is too long"))
+		return c.answer(dialRefused(random, "the address is too long"))
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	c.mu.Lock()
@@ -159,11 +152,12 @@ func (c *call) dialRequest(r *konnectivity.DialRequest) error {
 		return status.Errorf(codes.InvalidArgument, "a dial with the number %d is under way", random)
 	case full:
 		cancel()
-		return c.send(dialRefused(random, "too many connections on one stream"))
+		return c.answer(dialRefused(random, "too many connections on one stream"))
 	}
+	address := r.GetAddress()
 	c.work.Go(func() {
 		defer cancel()
-		c.dial(ctx, random, r.GetAddress())
+		c.dial(ctx, random, address)
 	})
 	return nil
 }
@@ -238,40 +232,97 @@ func (c *call) alone() bool {
 	return len(c.conns)+len(c.pending) == 1
 }
 
+// send sends a packet, and waits until the client takes it.
 func (c *call) send(pkt *konnectivity.Packet) error {
+	b, err := proto.Marshal(pkt)
+	if err != nil {
+		return err
+	}
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
-	return c.stream.Send(pkt)
+	return c.client.Send(b, nil)
 }
 
-// sendData sends the first n bytes of a buffer, which it takes, of a connection that has not been said to be closed.
-func (c *call) sendData(k *conn, buf *[]byte, n int) error {
+// answer sends a packet and does not wait for the client. An error ends the stream: who does not read its answers gets no more.
+func (c *call) answer(pkt *konnectivity.Packet) error {
+	b, err := proto.Marshal(pkt)
+	if err != nil {
+		return err
+	}
+	if c.sendMu.TryLock() {
+		sent := c.client.TrySend(b, nil)
+		c.sendMu.Unlock()
+		if sent {
+			return nil
+		}
+	}
+	c.mu.Lock()
+	c.late++
+	late := c.late
+	c.mu.Unlock()
+	if late > maxPerCall {
+		return status.Errorf(codes.ResourceExhausted, "%d answers are not read", late)
+	}
+	c.work.Go(func() {
+		_ = c.send(pkt) // an error says that the client is gone
+		c.mu.Lock()
+		c.late--
+		c.mu.Unlock()
+	})
+	return nil
+}
+
+// dataRoom is more than a packet of data has before its bytes.
+const dataRoom = 48
+
+// sendData sends bytes of a connection that has not been said to be closed. head is memory for what comes before them.
+func (c *call) sendData(k *conn, head *[dataRoom]byte, data []byte) error {
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	if k.mute {
-		dirty.Put(buf)
 		return errMute
 	}
-	if n <= chunk/4 { // gRPC keeps it until the client takes it
-		small := dirty.Get(n)
-		copy(*small, *buf)
-		dirty.Put(buf)
-		buf = small
+	return c.client.Send(appendData(head[:0], k.id, len(data)), data)
+}
+
+// trySendData is sendData without waiting; false: nothing was sent.
+func (c *call) trySendData(k *conn, head *[dataRoom]byte, data []byte) bool {
+	if !c.sendMu.TryLock() {
+		return false
 	}
-	return c.stream.SendMsg(&sending{id: k.id, buf: buf, n: n})
+	defer c.sendMu.Unlock()
+	return !k.mute && c.client.TrySend(appendData(head[:0], k.id, len(data)), data)
 }
 
 var errMute = errors.New("the connection was closed by its client")
 
 // sayClosed sends the last packet of a connection, once. why is empty for an end in the ordinary way.
 func (c *call) sayClosed(k *conn, why string) error {
+	b, err := proto.Marshal(closeResponse(k.id, why))
+	if err != nil {
+		return err
+	}
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	if k.mute {
 		return nil
 	}
 	k.mute = true
-	return c.stream.Send(closeResponse(k.id, why))
+	return c.client.Send(b, nil)
+}
+
+// closing is sayClosed for an end in the ordinary way, and does not wait.
+func (c *call) closing(k *conn) {
+	b, err := proto.Marshal(closeResponse(k.id, ""))
+	if err == nil && c.sendMu.TryLock() {
+		sent := k.mute || c.client.TrySend(b, nil)
+		k.mute = k.mute || sent
+		c.sendMu.Unlock()
+		if sent {
+			return
+		}
+	}
+	c.work.Go(func() { _ = c.sayClosed(k, "") })
 }
 
 func dialRefused(random int64, why string) *konnectivity.Packet {

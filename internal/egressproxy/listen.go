@@ -31,10 +31,7 @@ func listenUnix(path string) (net.Listener, error) {
 // serve takes connections until ctx ends, then closes l and all of them.
 func (p *Proxy) serve(ctx context.Context, l net.Listener) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	grpcConns := listen.NewHanded(l.Addr())
-	var server, conns sync.WaitGroup
-	server.Go(func() { p.serveGRPC(ctx, grpcConns) })
-	defer server.Wait()
+	var conns sync.WaitGroup
 	defer conns.Wait()
 	slots := make(chan struct{}, maxConns)
 	for {
@@ -63,13 +60,13 @@ func (p *Proxy) serve(ctx context.Context, l net.Listener) error {
 		}
 		conns.Go(func() {
 			defer func() { <-slots }()
-			p.take(ctx, conn, grpcConns)
+			p.take(ctx, conn)
 		})
 	}
 }
 
-// take finds out what a connection speaks, and has it served until it is closed.
-func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns *listen.Handed) {
+// take finds out what a connection speaks, and serves it until it is closed.
+func (p *Proxy) take(ctx context.Context, conn net.Conn) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	_ = conn.SetReadDeadline(time.Now().Add(firstBytes))
 	early, h2, err := sniff(conn)
@@ -81,52 +78,31 @@ func (p *Proxy) take(ctx context.Context, conn net.Conn, grpcConns *listen.Hande
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	if !h2 {
-		p.connect(ctx, conn, early)
+	if h2 {
+		p.grpc(ctx, conn, early)
 		return
 	}
-	c := &sniffed{Conn: conn, early: early, closed: make(chan struct{})}
-	grpcConns.Hand(ctx, c)
-	<-c.closed
+	p.connect(ctx, conn, early)
 }
 
-// sniff reads as much of r as it takes to tell whether it speaks HTTP/2. early is what was read.
+// sniffed is how much is read, in bytes, to tell what a connection speaks: all of a request, as a rule, so that there is no read more for it.
+const sniffed = 512
+
+// sniff reads from r until it can tell whether that speaks HTTP/2. early is what was read.
 func sniff(r io.Reader) (early []byte, h2 bool, err error) {
-	buf := make([]byte, len(preface))
-	for n := 0; n < len(buf); {
-		m, err := r.Read(buf[n:])
-		n += m
-		if string(buf[:n]) != preface[:n] {
-			return buf[:n], false, nil
-		}
-		if err != nil && n < len(buf) {
+	early = make([]byte, 0, sniffed)
+	for {
+		n, err := r.Read(early[len(early):sniffed])
+		early = early[:len(early)+n]
+		switch known := min(len(early), len(preface)); {
+		case string(early[:known]) != preface[:known]:
+			return early, false, nil
+		case known == len(preface):
+			return early, true, nil
+		case err != nil:
 			return nil, false, err
 		}
 	}
-	return buf, true, nil
-}
-
-// sniffed is a connection whose first bytes were read.
-type sniffed struct {
-	net.Conn
-	early  []byte
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (c *sniffed) Read(p []byte) (int, error) {
-	if len(c.early) > 0 {
-		n := copy(p, c.early)
-		c.early = c.early[n:]
-		return n, nil
-	}
-	return c.Conn.Read(p)
-}
-
-func (c *sniffed) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { close(c.closed) })
-	return err
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -45,6 +45,7 @@ var layer = map[string]int{
 	"pkg/tunnel/wire":      10,
 	"internal/splice":      10,
 	"internal/bulk":        5,
+	"internal/bidi":        10,
 	"internal/httpconnect": 10,
 	"pkg/health":           10,
 	"internal/version":     10,
@@ -151,7 +152,7 @@ var forbidden = []struct {
 	},
 	{
 		imports: []string{"google.golang.org/grpc", "sigs.k8s.io/apiserver-network-proxy"},
-		except:  []string{"internal/konnectivity", "internal/egressproxy", "internal/tracing", "internal/tracing/tracingtest", "internal/store"},
+		except:  []string{"internal/konnectivity", "internal/bidi", "internal/egressproxy", "internal/tracing", "internal/tracing/tracingtest", "internal/store"},
 		reason:  "gRPC is what konnectivity speaks (and etcd, and OTLP): elsewhere a Way and a net.Conn are all there is",
 	},
 	{
