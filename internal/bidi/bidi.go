@@ -18,7 +18,8 @@ type Config struct {
 	Method string
 	// MaxMessage bounds a message that is received, in bytes.
 	MaxMessage int
-	// MaxStreams bounds the streams of one connection, with those that have ended but whose handler has not.
+	// MaxStreams bounds the streams of one connection. Of those that the client has reset, but whose handler has not ended, there may be as many again, less
+	// those that are open.
 	MaxStreams int
 	// Patience bounds how long a client may take for its first bytes, up to its settings. 0: for ever.
 	Patience time.Duration
@@ -60,8 +61,9 @@ const (
 	connWindow = 4 << 20
 	// maxHeaders bounds what the headers of a stream take, in bytes.
 	maxHeaders = 8 << 10
-	// maxQueue bounds the answers to settings, pings and such that a client has not read, in bytes.
-	maxQueue = 64 << 10
+	// maxQueue bounds what waits for a client that does not read, of answers to settings, pings and such and of the ends of streams, in bytes. It is more than
+	// the ends of a thousand streams take.
+	maxQueue = 256 << 10
 )
 
 // Serve serves a connection until it ends or is closed, and returns why when all its handlers have ended. It closes conn. early is what was

@@ -33,6 +33,7 @@ type conn struct {
 
 	mu      sync.Mutex // guards the following, and what streams say it does
 	streams map[uint32]*Stream
+	live    int // of them are not silent
 	window  int // what the client takes on all streams
 	initial int // what it takes on a new one
 }
@@ -89,8 +90,10 @@ func (c *conn) read() error {
 		var one http2.StreamError
 		var all http2.ConnectionError
 		switch {
+		case errors.As(err, &one) && h.Type == http2.FrameHeaders && one.Cause == nil: // nor was its part of the table read
+			err = broken(one.Code, "headers can't be read")
 		case errors.As(err, &one):
-			err = c.reset(one.StreamID, one.Code)
+			err = c.reset(h.Type, one)
 		case errors.As(err, &all) && c.framer.ErrorDetail() != nil:
 			err = broken(http2.ErrCode(all), "%v", c.framer.ErrorDetail())
 		case errors.As(err, &all):
@@ -267,8 +270,9 @@ func (c *conn) headers(f *http2.MetaHeadersFrame) error {
 	}
 	s := &Stream{c: c, id: id, ahead: streamWindow, room: make(chan struct{}, 1)}
 	c.mu.Lock()
-	full := len(c.streams) >= c.cfg.MaxStreams
+	full := c.live >= c.cfg.MaxStreams || len(c.streams) >= 2*c.cfg.MaxStreams
 	if !full {
+		c.live++
 		s.window = c.initial
 		c.streams[id] = s
 	}
@@ -322,16 +326,19 @@ func (c *conn) resetByClient(id uint32) error {
 	return nil
 }
 
-// reset ends a stream for what the client did to it.
-func (c *conn) reset(id uint32, code http2.ErrCode) error {
-	if id > c.last {
-		c.last = id // it was opened by what was wrong with it
+// reset ends a stream for what the client did to it by a frame.
+func (c *conn) reset(kind http2.FrameType, e http2.StreamError) error {
+	if e.StreamID > c.last {
+		if kind != http2.FrameHeaders {
+			return broken(e.Code, "stream %d is not open", e.StreamID)
+		}
+		c.last = e.StreamID
 	}
-	if s := c.stream(id); s != nil {
+	if s := c.stream(e.StreamID); s != nil {
 		s.silence()
 		s.ended(nil)
 	}
-	return c.queue(func(b []byte) []byte { return appendReset(b, id, code) })
+	return c.queue(func(b []byte) []byte { return appendReset(b, e.StreamID, e.Code) })
 }
 
 // halfClosed is the client's end of a stream.

@@ -183,6 +183,15 @@ func TestWhatEndsAConnection(t *testing.T) {
 			c.settle()
 			c.must(c.WriteContinuation(1, true, c.block(request...)))
 		}},
+		"headers with padding too long": {http2.ErrCodeProtocol, func(c *client) {
+			c.settle()
+			b := c.block(request...)
+			c.write(append(append(appendFrame(nil, 1+len(b), http2.FrameHeaders, http2.FlagHeadersPadded|http2.FlagHeadersEndHeaders, 1), 255), b...))
+		}},
+		"no more window for no stream": {http2.ErrCodeProtocol, func(c *client) {
+			c.settle()
+			c.write(append(appendFrame(nil, 4, http2.FrameWindowUpdate, 0, 9), 0, 0, 0, 0))
+		}},
 		"headers that nobody can read": {http2.ErrCodeCompression, func(c *client) {
 			c.settle()
 			c.must(c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: []byte{0xff, 0xff, 0xff, 0xff, 0xff}}))
@@ -352,6 +361,72 @@ func TestClientThatReadsNothing(t *testing.T) {
 	}
 }
 
+// TestEndsThatNobodyReads: nor can it have streams ended without end. Seen failing without finish's look at what add says (the queue grows as long as it is sent).
+func TestEndsThatNobodyReads(t *testing.T) {
+	s := serve(t, echo())
+	c := s.dial(t)
+	b := c.block(request...)
+	var err error
+	for id := uint32(1); err == nil && id < 200_000; id += 2 {
+		err = c.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true, EndStream: true, BlockFragment: b})
+		b = c.block(request...)
+	}
+	if err == nil {
+		t.Error("all of it was taken")
+	}
+	if s.wantEnded(t) == nil {
+		t.Error("the connection ended in the ordinary way")
+	}
+}
+
+// TestStreamsThatLinger: a stream that its client has reset does not keep it from opening another, until as many linger as may be open.
+func TestStreamsThatLinger(t *testing.T) {
+	goOn := make(chan struct{})
+	s := serve(t, func(h *handler, m *Message) error {
+		h.work.Go(func() { <-goOn })
+		return nil
+	}, func(c *Config) { c.MaxStreams = 2 })
+	defer close(goOn)
+	c := s.dial(t)
+	for id := uint32(1); id <= 7; id += 2 {
+		c.open(id)
+		c.must(c.WriteData(id, false, message(nil)))
+		c.must(c.WriteRSTStream(id, http2.ErrCodeCancel))
+		within(t, s.stream(t).waits, "the end of the stream")
+	}
+	c.open(9)
+	c.wantReset(9, http2.ErrCodeRefusedStream)
+}
+
+// TestLastWords: what a client said before it left is taken, also where an answer to it can't be written any more.
+func TestLastWords(t *testing.T) {
+	for range 20 {
+		got := 0
+		s := serve(t, func(h *handler, m *Message) error { got += len(m.Bytes()); return nil })
+		c := s.dial(t)
+		c.open(1)
+		var all []byte
+		ping := append(appendFrame(nil, 8, http2.FramePing, 0, 0), make([]byte, 8)...)
+		m := message(make([]byte, 4000))
+		for range 30 {
+			all = append(append(append(all, ping...), appendFrame(nil, len(m), http2.FrameData, 0, 1)...), m...)
+		}
+		c.write(all)
+		c.conn.Close()
+		_ = s.wantEnded(t)
+		if got != 30*4000 {
+			t.Fatalf("%d bytes of %d were taken", got, 30*4000)
+		}
+	}
+}
+
+// TestWeight: much that is little weighs what it takes.
+func TestWeight(t *testing.T) {
+	if w := MessageOf([]byte("x")).Keep([]byte("x")).Weight(); w < 64 {
+		t.Errorf("a byte that is kept weighs %d", w)
+	}
+}
+
 // TestSendersEnd: who waits for a client's window is told of the stream's end, and of the connection's.
 func TestSendersEnd(t *testing.T) {
 	sent := make(chan error, 1)
@@ -384,11 +459,11 @@ func TestSendersEnd(t *testing.T) {
 // TestSilentClients: one that says nothing is cut off in time, and one that has said who it is is not.
 func TestSilentClients(t *testing.T) {
 	s := serve(t, echo(), func(c *Config) { c.Patience = 100 * time.Millisecond })
-	c := s.connect(t)
+	s.connect(t)
 	if err := s.wantEnded(t); err == nil {
 		t.Error("it ended in the ordinary way")
 	}
-	c = s.dial(t)
+	c := s.dial(t)
 	time.Sleep(300 * time.Millisecond) // nothing happens that could be waited for
 	c.open(1)
 	c.must(c.WriteData(1, true, nil))

@@ -39,12 +39,13 @@ type Held struct {
 	buf   *[]byte
 }
 
-// Weight is what they take of the memory, in bytes.
+// Weight is what they take of the memory, in bytes, in a queue.
 func (h Held) Weight() int {
+	const around = 96 // h, what buf points to, and what a queue has spare
 	if h.buf == nil {
-		return len(h.Bytes)
+		return len(h.Bytes) + around
 	}
-	return cap(*h.buf)
+	return cap(*h.buf) + around
 }
 
 // Free gives the memory back. Bytes are not to be used any more.

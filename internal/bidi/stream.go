@@ -131,15 +131,14 @@ func (s *Stream) ended(err error) {
 // finish sends the end of the stream.
 func (s *Stream) finish(err error) {
 	s.c.mu.Lock()
-	silent, closed := s.silent, s.closedByClient
-	s.silent = true
+	silent, closed := s.hush(), s.closedByClient
 	delete(s.c.streams, s.id)
 	s.c.mu.Unlock()
 	if silent {
 		return
 	}
 	last := statusBlock(status.Convert(err), !s.begun)
-	s.c.w.add(func(b []byte) []byte {
+	read := s.c.w.add(func(b []byte) []byte {
 		b = appendFrame(b, len(last), http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, s.id)
 		b = append(b, last...)
 		if !closed { // RFC 9113, section 8.1: it need not send what nobody reads
@@ -147,6 +146,10 @@ func (s *Stream) finish(err error) {
 		}
 		return b
 	})
+	if !read { // by a client that opens and ends streams, and reads nothing
+		_ = s.c.conn.Close()
+		return
+	}
 	s.c.w.push()
 }
 
@@ -154,8 +157,18 @@ func (s *Stream) finish(err error) {
 func (s *Stream) silence() {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	s.silent = true
+	s.hush()
 	s.wake()
+}
+
+// hush is silence with c.mu held, and returns what it was before.
+func (s *Stream) hush() (silent bool) {
+	if s.silent {
+		return true
+	}
+	s.silent = true
+	s.c.live--
+	return false
 }
 
 // wake wakes the one who waits for a window. c.mu is held.

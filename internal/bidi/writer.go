@@ -74,12 +74,12 @@ func (w *writer) add(frames func(b []byte) []byte) bool {
 func (w *writer) addLater(frame []byte) {
 	w.qmu.Lock()
 	defer w.qmu.Unlock()
-	switch much := w.much; {
-	case w.closed || len(w.later) > 0:
+	switch {
+	case w.closed || len(w.queue) > maxQueue:
 		return
-	case much:
+	case w.much || len(w.later) > 0: // the client asks twice: it is in a hurry
 		w.much = false
-		w.queue = append(w.queue, frame...)
+		w.queue = append(append(w.queue, w.takeLater()...), frame...)
 		return
 	}
 	w.later = frame
@@ -142,7 +142,7 @@ func (w *writer) attempt(p []byte) bool {
 			err = w.err
 		}
 		if err != nil {
-			w.fail(err)
+			w.failed = err // what the client said before it left is still to be read
 			return true
 		}
 		if n = max(w.n, 0); n == len(p) {
@@ -176,7 +176,7 @@ func (w *writer) drainAside() {
 	})
 }
 
-// write writes what is queued and then bufs, of so many bytes, and waits for that. An error is the connection's, which is closed.
+// write writes what is queued and then bufs, of so many bytes, and waits for that. An error is the connection's: nothing is written any more.
 func (w *writer) write(bufs net.Buffers, size int) error {
 	w.mu.Lock()
 	err := w.writeHeld(bufs, size)
@@ -203,16 +203,8 @@ func (w *writer) writeHeld(bufs net.Buffers, size int) error {
 	if w.failed != nil {
 		return w.failed
 	}
-	if _, err := bufs.WriteTo(w.conn); err != nil {
-		w.fail(err)
-	}
+	_, w.failed = bufs.WriteTo(w.conn)
 	return w.failed
-}
-
-// fail notes the end of all writes, and ends the reads. mu is held.
-func (w *writer) fail(err error) {
-	w.failed = err
-	_ = w.conn.Close()
 }
 
 // close ends the writes, and the connection.

@@ -51,6 +51,7 @@ type conn struct {
 	queued   int           // what it takes, in bytes
 	writing  bool          // something that was in it is being written
 	full     *time.Timer   // runs while the client is stopped; nil: it is not
+	moved    time.Time     // when the node took something last, or the client was stopped
 	finished bool          // CLOSE_REQ came: the end follows the queue
 	over     bool          // nothing is written any more
 	why      string        // it was cut, if it was
@@ -209,7 +210,7 @@ func (k *conn) drained() {
 	switch {
 	case k.full == nil:
 	case k.queued > maxQueue:
-		k.full.Reset(k.call.p.cfg.stallLimit)
+		k.moved = time.Now()
 	default:
 		k.full.Stop()
 		k.full = nil
@@ -234,21 +235,28 @@ func (k *conn) put(data []byte, m *bidi.Message) {
 	k.queue, k.queued = append(k.queue, b), k.queued+b.Weight()
 	if k.queued > maxQueue && k.full == nil {
 		k.call.client.Pause()
+		k.moved = time.Now()
 		k.full = time.AfterFunc(k.call.p.cfg.stallLimit, k.stalled)
 	}
 	signal(k.filled)
 }
 
-// stalled is called when the node has taken nothing for stallLimit.
+// stalled looks whether the node has taken nothing for stallLimit, while others wait.
 func (k *conn) stalled() {
 	alone := k.call.alone()
 	k.mu.Lock()
-	full := k.full != nil
-	if full && alone {
-		k.full.Reset(k.call.p.cfg.stallLimit)
+	cut := false
+	if k.full != nil {
+		if alone {
+			k.moved = time.Now()
+		}
+		left := k.call.p.cfg.stallLimit - time.Since(k.moved)
+		if cut = left <= 0; !cut {
+			k.full.Reset(left)
+		}
 	}
 	k.mu.Unlock()
-	if full && !alone {
+	if cut {
 		k.log.Warn("connection cut: its node takes nothing, and others wait behind it on their common stream")
 		k.abort(wire.Overloaded, "the node takes nothing, and others wait behind it on their common stream")
 	}

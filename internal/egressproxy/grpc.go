@@ -67,7 +67,7 @@ type call struct {
 	pending map[int64]context.CancelFunc // dials by their random number
 	conns   map[int64]*conn              // by connection id
 	last    int64                        // connection id that was given
-	late    int                          // answers that wait for the client
+	late    [][]byte                     // packets that wait for the client
 }
 
 func newCall(ctx context.Context, p *Proxy, to client) *call {
@@ -95,7 +95,8 @@ func (c *call) Take(m *bidi.Message) error {
 		id := pkt.GetCloseRequest().GetConnectID()
 		k := c.conn(id)
 		if k == nil {
-			return c.answer(closeResponse(id, "no such connection"))
+			c.answer(closeResponse(id, "no such connection"))
+			return nil
 		}
 		if k.finish() {
 			c.closing(k)
@@ -133,10 +134,12 @@ func (c *call) conn(id int64) *conn {
 func (c *call) dialRequest(r *konnectivity.DialRequest) error {
 	random := r.GetRandom()
 	if r.GetProtocol() != "tcp" {
-		return c.answer(dialRefused(random, "only tcp is carried, not "+wire.Printable(cut(r.GetProtocol(), 20))))
+		c.answer(dialRefused(random, "only tcp is carried, not "+wire.Printable(cut(r.GetProtocol(), 20))))
+		return nil
 	}
 	if len(r.GetAddress()) > wire.MaxTarget {
-		return c.answer(dialRefused(random, "the address is too long"))
+		c.answer(dialRefused(random, "the address is too long"))
+		return nil
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	c.mu.Lock()
@@ -152,7 +155,8 @@ func (c *call) dialRequest(r *konnectivity.DialRequest) error {
 		return status.Errorf(codes.InvalidArgument, "a dial with the number %d is under way", random)
 	case full:
 		cancel()
-		return c.answer(dialRefused(random, "too many connections on one stream"))
+		c.answer(dialRefused(random, "too many connections on one stream"))
+		return nil
 	}
 	address := r.GetAddress()
 	c.work.Go(func() {
@@ -189,7 +193,7 @@ func (c *call) dial(ctx context.Context, random int64, address string) {
 	case refused == nil: // nobody waits for it any more
 		_ = node.Reset(wire.Canceled)
 	case wanted && c.ctx.Err() == nil:
-		_ = c.send(dialRefused(random, refused.text)) // an error says that the client is gone
+		c.answer(dialRefused(random, refused.text))
 	}
 }
 
@@ -243,33 +247,67 @@ func (c *call) send(pkt *konnectivity.Packet) error {
 	return c.client.Send(b, nil)
 }
 
-// answer sends a packet and does not wait for the client. An error ends the stream: who does not read its answers gets no more.
-func (c *call) answer(pkt *konnectivity.Packet) error {
+// maxLate is how many answers may wait for the client before no more is read of it. What that may have sent by then is answered too.
+const maxLate = 16
+
+// answer sends a packet and does not wait for the client. Answers do not overtake each other.
+func (c *call) answer(pkt *konnectivity.Packet) {
 	b, err := proto.Marshal(pkt)
-	if err != nil {
-		return err
+	if err != nil { // it is made here, of little
+		c.p.log.Error("an answer can't be written", "err", err)
+		return
+	}
+	c.mu.Lock()
+	waiting := len(c.late) > 0
+	if waiting {
+		c.addLate(b)
+	}
+	c.mu.Unlock()
+	if waiting {
+		return
 	}
 	if c.sendMu.TryLock() {
 		sent := c.client.TrySend(b, nil)
 		c.sendMu.Unlock()
 		if sent {
-			return nil
+			return
 		}
 	}
 	c.mu.Lock()
-	c.late++
-	late := c.late
-	c.mu.Unlock()
-	if late > maxPerCall {
-		return status.Errorf(codes.ResourceExhausted, "%d answers are not read", late)
+	defer c.mu.Unlock()
+	c.addLate(b)
+	if len(c.late) == 1 {
+		c.work.Go(c.sendLate)
 	}
-	c.work.Go(func() {
-		_ = c.send(pkt) // an error says that the client is gone
+}
+
+// addLate has a packet sent by sendLate. mu is held.
+func (c *call) addLate(b []byte) {
+	if c.late = append(c.late, b); len(c.late) == maxLate {
+		c.client.Pause()
+	}
+}
+
+// sendLate sends the packets that wait.
+func (c *call) sendLate() {
+	for {
 		c.mu.Lock()
-		c.late--
+		b := c.late[0]
 		c.mu.Unlock()
-	})
-	return nil
+		c.sendMu.Lock()
+		_ = c.client.Send(b, nil) // an error says that the client is gone, which the others will be told, too
+		c.sendMu.Unlock()
+		c.mu.Lock()
+		c.late = c.late[1:]
+		left := len(c.late)
+		if left == maxLate-1 {
+			c.client.Resume()
+		}
+		c.mu.Unlock()
+		if left == 0 {
+			return
+		}
+	}
 }
 
 // dataRoom is more than a packet of data has before its bytes.

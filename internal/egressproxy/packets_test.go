@@ -358,6 +358,46 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
+// TestAnswersThatWait: a client that reads its answers late, or beside much data, gets all of them. Seen failing with a bound of 128 that may wait, and with
+// Pause left out of addLate (all that the client likes waits).
+func TestAnswersThatWait(t *testing.T) {
+	f := start(t)
+	k := f.packets(t)
+	const each = 20_000
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for i := range each {
+			_ = k.stream.Send(&konnectivity.Packet{Type: konnectivity.PacketType_CLOSE_REQ, Payload: &konnectivity.Packet_CloseRequest{CloseRequest: &konnectivity.CloseRequest{ConnectID: int64(i + 1000)}}})
+			_ = k.stream.Send(&konnectivity.Packet{Type: konnectivity.PacketType_DIAL_REQ, Payload: &konnectivity.Packet_DialRequest{
+				DialRequest: &konnectivity.DialRequest{Protocol: "udp", Address: "x:1", Random: int64(i)},
+			}})
+		}
+	}()
+	select {
+	case <-sent:
+		t.Error("all was taken of a client that reads nothing")
+	case <-time.After(time.Second):
+	}
+	closed, refused := 0, 0
+	for range 2 * each {
+		p, err := k.stream.Recv()
+		if err != nil {
+			t.Fatalf("after %d and %d answers: %v", closed, refused, err)
+		}
+		switch p.Type {
+		case konnectivity.PacketType_CLOSE_RSP:
+			closed++
+		case konnectivity.PacketType_DIAL_RSP:
+			refused++
+		}
+	}
+	if closed != each || refused != each {
+		t.Errorf("%d and %d answers came", closed, refused)
+	}
+	within(t, sent, "the client to be read again")
+}
+
 // TestBoundsOfOneStream: so many dials and connections on one stream, and packets of such a size.
 func TestBoundsOfOneStream(t *testing.T) {
 	f := start(t)
