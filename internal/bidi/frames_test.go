@@ -363,7 +363,7 @@ func TestClientThatReadsNothing(t *testing.T) {
 
 // TestEndsThatNobodyReads: nor can it have streams ended without end. Seen failing without finish's look at what add says (the queue grows as long as it is sent).
 func TestEndsThatNobodyReads(t *testing.T) {
-	s := serve(t, echo())
+	s := serve(t, echo(), func(c *Config) { c.MaxStreams = 1 << 20 })
 	c := s.dial(t)
 	b := c.block(request...)
 	var err error
