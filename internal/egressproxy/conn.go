@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,12 +26,16 @@ const (
 	stallLimit = 10 * time.Second
 	// tailTime is how long a node that takes nothing more may pause in what it still has to say.
 	tailTime = 10 * time.Second
+	// partTime is how long a node whose client has closed the connection has to end its own side, and partBytes how much it may say meanwhile. Nobody reads it; but
+	// to have it stopped takes more of all on the way than to wait for it, and most have ended at once.
+	partTime  = time.Second
+	partBytes = 64 << 10
 )
 
 // conn is one connection of a call.
 //
 // Konnectivity knows no half-close. A node that ends its bytes has the connection closed (CLOSE_RSP), and what the client has
-// sent by then and the node not taken is lost. A client's CLOSE_REQ has all of it written before the node reads an end. All
+// sent by then and the node not taken is lost. A client's CLOSE_REQ has all of it written before the node reads an end, and is told to write no more if it does not end by itself. All
 // other ends are abnormal: the node's side is reset, and the client is told by CLOSE_RSP.error as far as the stream is there.
 type conn struct {
 	call       *call
@@ -39,7 +44,8 @@ type conn struct {
 	log        *slog.Logger
 	started    time.Time
 
-	head [dataRoom]byte // of the one who reads the node
+	head  [dataRoom]byte // of the one who reads the node
+	parts bool           // the node was told of the client's end; of the one who writes
 
 	mute bool // CLOSE_RSP was sent, nothing follows it; guarded by call.sendMu
 
@@ -77,6 +83,9 @@ func (k *conn) run() {
 	}
 	writing.Wait()
 	k.call.forget(k)
+	if k.parts {
+		k.part()
+	}
 	_ = k.node.Close() // what was reset stays so
 	k.log.Debug("connection ended", "toNode", k.sent.Load(), "toAPIServer", k.received.Load(), "after", time.Since(k.started), "err", err)
 }
@@ -85,7 +94,7 @@ func (k *conn) run() {
 func (k *conn) read() error {
 	err := k.pump()
 	switch {
-	case k.isFinished() && (errors.Is(err, io.EOF) || errors.Is(err, errMute) || errors.Is(err, net.ErrClosed)):
+	case k.isFinished() && (errors.Is(err, io.EOF) || errors.Is(err, errMute) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)):
 		return nil // what is left is to be written
 	case errors.Is(err, io.EOF) && k.deaf.Load():
 		err = errDeaf
@@ -158,7 +167,10 @@ func (k *conn) write() {
 		case over:
 			return
 		case end:
-			_ = k.node.Close() // behind all that was written
+			if k.parts = k.node.CloseWrite() == nil; !k.parts { // behind all that was written
+				_ = k.node.Close()
+			}
+			_ = k.node.SetReadDeadline(time.Now().Add(partTime))
 			return
 		}
 		n, err := k.node.Write(b.Bytes)
@@ -176,6 +188,19 @@ func (k *conn) write() {
 		_ = k.node.SetReadDeadline(time.Now().Add(tailTime))
 		k.halt()
 		return
+	}
+}
+
+// part waits for the node's own end, until the deadline that write has set.
+func (k *conn) part() {
+	for left := partBytes; left > 0 && k.node.WaitRead() == nil; {
+		buf := chunks.Get().(*[chunk]byte)
+		n, err := k.node.Read(buf[:])
+		chunks.Put(buf)
+		if err != nil {
+			return
+		}
+		left -= n
 	}
 }
 

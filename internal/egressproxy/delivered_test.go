@@ -1,6 +1,7 @@
 package egressproxy
 
 import (
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -32,6 +33,9 @@ func (n *nodeSide) TryWrite(p []byte) bool {
 func (n *nodeSide) Write(p []byte) (int, error)      { n.writes <- string(p); return len(p), nil }
 func (n *nodeSide) Deliver(f func(p []byte) int)     { n.deliver <- f }
 func (n *nodeSide) WaitRead() error                  { <-n.ended; return net.ErrClosed }
+func (n *nodeSide) CloseWrite() error                { return nil }
+func (n *nodeSide) Read([]byte) (int, error)         { return 0, io.EOF }
+func (n *nodeSide) SetReadDeadline(time.Time) error  { return nil }
 func (n *nodeSide) Reset(wire.Code) error            { return nil }
 func (n *nodeSide) Close() error                     { return nil }
 func (n *nodeSide) SetWriteDeadline(time.Time) error { return nil }

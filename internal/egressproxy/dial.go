@@ -16,6 +16,7 @@ import (
 // remote is a connection to a node: a stream, which can be ended abnormally, waited for without a buffer, and passed messages by who reads them.
 type remote interface {
 	net.Conn
+	CloseWrite() error
 	Reset(wire.Code) error
 	WaitRead() error
 	Deliver(f func(p []byte) int)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	konnectivity "sigs.k8s.io/apiserver-network-proxy/konnectivity-client/proto/client"
 
+	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -259,6 +260,36 @@ func TestCloseOfOneThatTakesNothing(t *testing.T) {
 	k.next(konnectivity.PacketType_CLOSE_RSP)
 	f.logs.await(t, `msg="connection ended"`)
 	wantReset(t, node, wire.Canceled)
+}
+
+// TestNodeIsToldToStop: one that does not end its side when its client has closed is told to write no more, be it that it says nothing, or goes on. Mechanism: the end
+// of conn.run, and the read deadline of its write. Seen failing without the deadline (it is never told).
+func TestNodeIsToldToStop(t *testing.T) {
+	f := start(t)
+	k := f.packets(t)
+	for random, says := range map[int64]func(*tunnel.Stream) error{
+		1: func(s *tunnel.Stream) error { // until it is told
+			time.Sleep(partTime + partTime/2)
+			_, err := io.CopyN(s, zeros{}, 1<<10)
+			return err
+		},
+		2: func(s *tunnel.Stream) error {
+			_, err := io.CopyN(s, zeros{}, 256<<20)
+			return err
+		},
+	} {
+		id := k.dial(random, "edge-1:10250")
+		node := f.node(t)
+		k.data(id, []byte("bye"))
+		k.closeRequest(id)
+		k.next(konnectivity.PacketType_CLOSE_RSP)
+		wantEnd(t, node, "bye")
+		_ = node.SetWriteDeadline(time.Now().Add(limit))
+		var reset *tunnel.ResetError
+		if err := says(node); !errors.As(err, &reset) {
+			t.Errorf("%d: the node was told %v", random, err)
+		}
+	}
 }
 
 // TestDialClosedAfterItsAnswer: a DIAL_CLS that crossed the answer closes the connection.
