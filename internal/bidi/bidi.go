@@ -66,7 +66,7 @@ const (
 	maxQueue = 256 << 10
 )
 
-// Serve serves a connection until it ends or is closed, and returns why when all its handlers have ended. It closes conn. early is what was
+// Serve serves a connection until it ends or is closed, and returns why when all its handlers have ended: a *ProtocolError where its client is to blame. It closes conn. early is what was
 // read of it already.
 func Serve(conn net.Conn, early []byte, cfg Config) error {
 	c := newConn(conn, early, cfg)

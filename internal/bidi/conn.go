@@ -49,17 +49,19 @@ func newConn(nc net.Conn, early []byte, cfg Config) *conn {
 	return c
 }
 
-// broken is what ends a connection (RFC 9113, section 5.4.1).
+// broken is a *ProtocolError.
 func broken(code http2.ErrCode, why string, a ...any) error {
-	return &brokenError{code: code, why: fmt.Sprintf(why, a...)}
+	return &ProtocolError{code: code, why: fmt.Sprintf(why, a...)}
 }
 
-type brokenError struct {
+// ProtocolError is why a connection was ended for what its client did (RFC 9113, section 5.4.1), who was told the same.
+type ProtocolError struct {
 	code http2.ErrCode
 	why  string
 }
 
-func (e *brokenError) Error() string { return e.why + " (" + e.code.String() + ")" }
+// Error implements error.
+func (e *ProtocolError) Error() string { return e.why + " (" + e.code.String() + ")" }
 
 // read reads the connection to its end.
 func (c *conn) read() error {
@@ -320,8 +322,7 @@ func (c *conn) resetByClient(id uint32) error {
 		return broken(http2.ErrCodeProtocol, "stream %d is not open", id)
 	}
 	if s := c.stream(id); s != nil {
-		s.silence()
-		s.ended(nil)
+		s.cut()
 	}
 	return nil
 }
@@ -335,8 +336,7 @@ func (c *conn) reset(kind http2.FrameType, e http2.StreamError) error {
 		c.last = e.StreamID
 	}
 	if s := c.stream(e.StreamID); s != nil {
-		s.silence()
-		s.ended(nil)
+		s.cut()
 	}
 	return c.queue(func(b []byte) []byte { return appendReset(b, e.StreamID, e.Code) })
 }
@@ -469,7 +469,7 @@ func (c *conn) padding(h http2.FrameHeader) (data, behind int, err error) {
 
 // end ends all that is open. err is why, and said to the client where that is its fault.
 func (c *conn) end(err error) {
-	var fault *brokenError
+	var fault *ProtocolError
 	if errors.As(err, &fault) {
 		c.w.add(func(b []byte) []byte {
 			b = appendFrame(b, 8+len(fault.why), http2.FrameGoAway, 0, 0)
@@ -487,7 +487,6 @@ func (c *conn) end(err error) {
 	}
 	c.mu.Unlock()
 	for _, s := range all {
-		s.silence()
-		s.ended(nil)
+		s.cut()
 	}
 }

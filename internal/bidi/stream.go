@@ -153,6 +153,12 @@ func (s *Stream) finish(err error) {
 	s.c.w.push()
 }
 
+// cut ends the stream in both directions. It is for the one who reads the connection.
+func (s *Stream) cut() {
+	s.silence()
+	s.ended(nil)
+}
+
 // silence has nothing sent any more.
 func (s *Stream) silence() {
 	s.c.mu.Lock()
@@ -220,10 +226,7 @@ func (s *Stream) reserveAll(n int) bool {
 func (s *Stream) Send(head, body []byte) error {
 	length := len(head) + len(body)
 	little := make([]byte, 0, 128)
-	if !s.begun {
-		little = append(appendFrame(little, len(begin), http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id), begin...)
-		s.begun = true
-	}
+	little = s.appendBegin(little)
 	little = appendPrefix(little, length)
 	headers := len(little) - prefixSize // of it are not of the message
 	parts := [...][]byte{little[headers:], head, body}
@@ -263,6 +266,15 @@ func (s *Stream) Send(head, body []byte) error {
 	return nil
 }
 
+// appendBegin adds the stream's first headers, once.
+func (s *Stream) appendBegin(b []byte) []byte {
+	if s.begun {
+		return b
+	}
+	s.begun = true
+	return append(appendFrame(b, len(begin), http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id), begin...)
+}
+
 func appendPrefix(b []byte, size int) []byte {
 	return binary.BigEndian.AppendUint32(append(b, 0), uint32(size))
 }
@@ -278,10 +290,7 @@ func (s *Stream) TrySend(head, body []byte) bool {
 	sent := w.failed == nil && w.flush() && s.reserveAll(size)
 	if sent {
 		b := w.little[:0]
-		if !s.begun {
-			b = append(appendFrame(b, len(begin), http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id), begin...)
-			s.begun = true
-		}
+		b = s.appendBegin(b)
 		b = appendFrame(b, size, http2.FrameData, 0, s.id)
 		b = appendPrefix(b, size-prefixSize)
 		b = append(append(b, head...), body...)

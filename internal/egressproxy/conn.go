@@ -35,8 +35,8 @@ const (
 // conn is one connection of a call.
 //
 // Konnectivity knows no half-close. A node that ends its bytes has the connection closed (CLOSE_RSP), and what the client has
-// sent by then and the node not taken is lost. A client's CLOSE_REQ has all of it written before the node reads an end, and is told to write no more if it does not end by itself. All
-// other ends are abnormal: the node's side is reset, and the client is told by CLOSE_RSP.error as far as the stream is there.
+// sent by then and the node not taken is lost. A client's CLOSE_REQ has all of it written before the node reads an
+// end; a node that does not end its own side then is told to write no more. All other ends are abnormal: the node's side is reset, and the client is told by CLOSE_RSP.error as far as the stream is there.
 type conn struct {
 	call       *call
 	id, random int64

@@ -38,6 +38,11 @@ func (p *Proxy) grpc(ctx context.Context, conn net.Conn, early []byte) {
 		Method: proxyMethod, MaxMessage: maxPacket, MaxStreams: maxCalls, Patience: firstBytes,
 		Open: func(s *bidi.Stream) bidi.Handler { return newCall(ctx, p, s) },
 	})
+	var fault *bidi.ProtocolError
+	if errors.As(err, &fault) {
+		p.log.Warn("a gRPC client of the socket was cut off: it is none that kube-apiserver has, or has a bug", "err", err)
+		return
+	}
 	p.log.Debug("a gRPC connection ended", "err", err)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -453,4 +454,19 @@ func TestBoundsOfOneStream(t *testing.T) {
 		t.Errorf("a packet that is too large: %v", err)
 	}
 	wantReset(t, node, wire.Canceled)
+}
+
+// TestBrokenClientsAreLogged: one that does not keep to HTTP/2 is cut off, and the operator sees why.
+func TestBrokenClientsAreLogged(t *testing.T) {
+	f := start(t)
+	c, err := net.Dial("unix", f.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x06\x00\x00\x00\x00\x00"); err != nil { // no settings
+		t.Fatal(err)
+	}
+	f.logs.await(t, `level=WARN msg="a gRPC client of the socket was cut off`)
+	f.logs.await(t, "settings come first")
 }
