@@ -121,7 +121,7 @@ func documentedRights(t *testing.T) string {
 // get reads a part of an object as JSON.
 func (s *kamajiSuite) get(t *testing.T, kind, name, path string) string {
 	t.Helper()
-	out, err := s.m.Kubectl(s.ctx, "get", kind, "-n", "tenants", name, "-o", "json")
+	out, err := s.m.Kubectl(s.ctx, "get", kind, "-n", "tenants", name, "-o", "json", "--show-managed-fields")
 	must(t, err)
 	var v any
 	must(t, json.Unmarshal([]byte(out), &v))

@@ -2,10 +2,13 @@ package harness
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -48,6 +51,7 @@ func (p *Platform) StartAll(ctx context.Context) error {
 const (
 	kubeletStarter = "/etc/mooring/start-kubelet"
 	kubeletStarts  = "/var/log/kubelet-starts"
+	kubeletProcess = "/var/lib/mooring/kubelet.process"
 )
 
 // AgentOptions are what an agent's configuration says beside the harness's needs.
@@ -86,11 +90,41 @@ func (b *Box) SetClock(clock time.Duration) error {
 	return os.Chmod(b.Path(kubeletStarter), 0o755)
 }
 
-// KillKubelet ends the box's kubelet, if one runs.
-func (b *Box) KillKubelet() {
-	if pid := b.FindProcess("kubelet"); pid != 0 {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+// KillKubelet ends the kubelet that the box's agent has started, if it still lives. It goes by the agent's own note and not
+// by the process's name: one that has just been started is the shell or timeshift yet, and would be taken over by the
+// next agent, with the clock that it was started with.
+func (b *Box) KillKubelet(ctx context.Context) error {
+	data, err := os.ReadFile(b.Path(kubeletProcess))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
+	if err != nil {
+		return err
+	}
+	var note struct {
+		PID int `json:"pid"`
+	}
+	if err := json.Unmarshal(data, &note); err != nil || note.PID <= 1 {
+		return fmt.Errorf("the agent's note of its kubelet is %q (%v)", data, err)
+	}
+	pid := strconv.Itoa(note.PID)
+	lives := func() bool {
+		_, err := os.Stat(b.Path("/proc/" + pid))
+		return err == nil
+	}
+	if !lives() {
+		return nil
+	}
+	if _, err := b.Run(ctx, "busybox", "kill", "-KILL", pid); err != nil && lives() {
+		return err
+	}
+	_, err = b.Site.env.Wait(ctx, "the kubelet of "+b.Site.Name+" to end", 10*time.Second, func(context.Context) error {
+		if lives() {
+			return fmt.Errorf("process %s of the box is there", pid)
+		}
+		return nil
+	})
+	return err
 }
 
 // KubeletStarts is how often the box's kubelet has been started.
