@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -137,6 +138,36 @@ func learn(t *testing.T, client kubernetes.Interface, h *health.Tracker, of tena
 	return b, stop
 }
 
+// watches returns a function that returns when client is watched for each of the resources. It is to be called before client
+// is used. A change between a list and the watch after it is lost, as no API server would: this client has no versions to go on from.
+func watches(t *testing.T, client *fake.Clientset, resources ...string) (await func()) {
+	began := make(chan string, 100)
+	client.PrependWatchReactor("*", func(a clienttesting.Action) (bool, watch.Interface, error) {
+		began <- a.GetResource().Resource
+		return false, nil, nil // it is made by the next one, and client is locked until then
+	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, a := range client.Actions() {
+				t.Log(a.GetVerb(), a.GetResource().Resource)
+			}
+		}
+	})
+	return func() {
+		t.Helper()
+		missing := slices.Clone(resources)
+		for limit := time.After(20 * time.Second); len(missing) > 0; {
+			select {
+			case resource := <-began:
+				missing = slices.DeleteFunc(missing, func(m string) bool { return m == resource })
+			case <-limit:
+				t.Fatalf("never watched: %q", missing)
+			}
+		}
+		client.Actions() // waits for the lock
+	}
+}
+
 // TestLearns: what the API server has of the network is told, and so is each change.
 func TestLearns(t *testing.T) {
 	client := fake.NewClientset(
@@ -145,6 +176,7 @@ func TestLearns(t *testing.T) {
 		endpoints("app", "app-1", "edge-2", "!edge-1", "edge-2"), endpoints("app", "app-2", "edge-3"), apiServers(6443, "198.51.100.1"),
 		&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd00:96::/108"}}},
 	)
+	awaitWatches := watches(t, client, "nodes", "services", "endpointslices")
 	b, _ := learn(t, client, nil, tenant.Tenant{Name: "acme"})
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	b.await(t, "the nodes", func() bool {
@@ -165,6 +197,7 @@ func TestLearns(t *testing.T) {
 			slices.Equal(b.network.APIServers, []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:6443")})
 	})
 
+	awaitWatches()
 	ctx := t.Context()
 	update := func(err error) {
 		t.Helper()
