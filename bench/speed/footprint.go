@@ -43,7 +43,8 @@ type buildSize struct {
 type idleFigure struct {
 	Transport  string  `json:"transport"`
 	RSS        int64   `json:"rss"`
-	CPU        float64 `json:"cpu"` // of a core
+	Anonymous  int64   `json:"anonymous"` // of RSS: what is no file's
+	CPU        float64 `json:"cpu"`       // of a core
 	Goroutines int     `json:"goroutines"`
 	FirstByte  float64 `json:"firstByteSeconds"` // from the start of an enrolled agent's process to the first byte through the tunnel
 }
@@ -197,7 +198,11 @@ func (m *mooring) idle(t tunnel.Transport, bin string, watch time.Duration) (*id
 	if err != nil {
 		return nil, err
 	}
-	f := &idleFigure{Transport: transportNames[t], RSS: slices.Max(samples), CPU: (after - before).Seconds() / time.Since(start).Seconds()}
+	anonymous, err := proc.StatusBytes(agent.PID(), "RssAnon")
+	if err != nil {
+		return nil, err
+	}
+	f := &idleFigure{Transport: transportNames[t], RSS: slices.Max(samples), Anonymous: anonymous, CPU: (after - before).Seconds() / time.Since(start).Seconds()}
 	said, err := metrics.Read(ctx, m.health[t])
 	if err != nil {
 		return nil, err
@@ -245,9 +250,9 @@ func (f *footprint) writeMarkdown(out io.Writer) error {
 	for _, s := range f.Builds {
 		fmt.Fprintf(&b, "| %s, %s | %.2f |\n", s.Program, s.Arch, float64(s.Bytes)/1e6)
 	}
-	b.WriteString("\n| the agent, joined and idle | RSS, MB | CPU, % of a core | goroutines | start to first byte, s |\n|---|---|---|---|---|\n")
+	b.WriteString("\n| the agent, joined and idle | RSS, MB | of it no file's, MB | CPU, % of a core | goroutines | start to first byte, s |\n|---|---|---|---|---|---|\n")
 	for _, i := range f.Idle {
-		fmt.Fprintf(&b, "| over %s | %.1f | %.3f | %d | %.2f |\n", i.Transport, float64(i.RSS)/1e6, i.CPU*100, i.Goroutines, i.FirstByte)
+		fmt.Fprintf(&b, "| over %s | %.1f | %.1f | %.3f | %d | %.2f |\n", i.Transport, float64(i.RSS)/1e6, float64(i.Anonymous)/1e6, i.CPU*100, i.Goroutines, i.FirstByte)
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/mooring-edge/mooring/internal/rounds"
 )
 
 const (
@@ -32,10 +34,11 @@ func modest() {
 	}
 }
 
-// trim gives memory back to the system once there is nothing more to do: what enrolment, the join and streams took. It runs until ctx ends.
+// trim gives memory back to the system once there is nothing more to do: what enrolment, the join and streams took, and what of the
+// program itself they alone needed. It runs until ctx ends.
 func trim(ctx context.Context) {
-	tick := time.NewTicker(trimEvery)
-	defer tick.Stop()
+	look := time.NewTimer(rounds.Until(trimEvery))
+	defer look.Stop()
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	allocated := func() uint64 {
 		metrics.Read(sample)
@@ -44,13 +47,15 @@ func trim(ctx context.Context) {
 	var t trimmer
 	for {
 		select {
-		case <-tick.C:
+		case <-look.C:
+			look.Reset(rounds.Until(trimEvery))
 		case <-ctx.Done():
 			return
 		}
 		if t.due(allocated()) {
 			debug.FreeOSMemory()
-			t.done(allocated()) // a collection allocates, too
+			_ = unmapProgram()  // where it can't be done the pages stay, as with any program
+			t.done(allocated()) // both allocate, too
 		}
 	}
 }

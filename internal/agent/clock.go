@@ -7,11 +7,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mooring-edge/mooring/internal/rounds"
 	"github.com/mooring-edge/mooring/pkg/health"
 )
 
 const (
-	clockInterval = 5 * time.Second
+	clockInterval = 10 * time.Second
 	// clockTolerance is how far the clock may be behind before that is said, and matters.
 	clockTolerance = time.Hour
 	// setTolerance is how far it must be behind to be set by the agent.
@@ -25,7 +26,7 @@ func (a *Agent) watchClock(ctx context.Context) error {
 	for ctx.Err() == nil {
 		a.lookAtClock()
 		a.joiner.Clock().Tick()
-		pause(ctx, clockInterval)
+		pause(ctx, rounds.Until(clockInterval))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mooring-edge/mooring/internal/rounds"
 	"github.com/mooring-edge/mooring/pkg/health"
 	"github.com/mooring-edge/mooring/pkg/join"
 )
@@ -45,7 +46,7 @@ func (a *Agent) watchStorage(ctx context.Context) error {
 				a.storageSays(err)
 			}
 		}
-		pause(ctx, a.storageEvery)
+		pause(ctx, rounds.Until(a.storageEvery))
 	}
 	return nil
 }

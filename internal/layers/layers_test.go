@@ -53,6 +53,7 @@ var layer = map[string]int{
 	"internal/strangers":   10,
 	"internal/proxyproto":  10,
 	"internal/underway":    10,
+	"internal/rounds":      0,
 	"internal/listen":      10,
 	"internal/hostnet":     10,
 	"internal/manpages":    10,

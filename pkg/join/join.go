@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/mooring-edge/mooring/internal/durable"
+	"github.com/mooring-edge/mooring/internal/rounds"
 	"github.com/mooring-edge/mooring/pkg/join/kubelet"
 )
 
@@ -271,16 +272,17 @@ func (j *Joiner) Render(rec *Record) (*kubelet.Rendered, error) {
 // wait lets d pass; it fails only when ctx ends.
 func (j *Joiner) wait(ctx context.Context, d time.Duration) error {
 	const round = 10 * time.Second
-	for ; ; d -= round {
+	for {
 		j.cfg.Beat()
-		t := time.NewTimer(min(d, round))
+		step := min(d, rounds.Until(round))
+		t := time.NewTimer(step)
 		select {
 		case <-ctx.Done():
 			t.Stop()
 			return context.Cause(ctx)
 		case <-t.C:
 		}
-		if d <= round {
+		if d -= step; d <= 0 {
 			return nil
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/rounds"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
@@ -48,8 +49,8 @@ type ClientConfig struct {
 	OnRemember func([]byte)
 	// RetireTimeout bounds how long a session that another took over from goes on for the sake of its streams. Default 1 h.
 	RetireTimeout time.Duration
-	// Tick is called from the client's loop at least every TickInterval (default
-	// 5 s) as long as that loop goes round. May be nil.
+	// Tick is called from the client's loop about every TickInterval (default
+	// 5 s), when the wall clock shows a multiple of it, as long as that loop goes round. May be nil.
 	Tick         func()
 	TickInterval time.Duration
 	// BackoffMin and BackoffMax bound the wait before a new attempt: a random part
@@ -217,8 +218,8 @@ func (c *Client) Run(ctx context.Context) error {
 	if c.cfg.Dialer == nil {
 		return errors.New("tunnel client: no dialer")
 	}
-	l := &clientLoop{Client: c, ticker: time.NewTicker(c.cfg.TickInterval)}
-	defer l.ticker.Stop()
+	l := &clientLoop{Client: c, ticks: time.NewTimer(rounds.Until(c.cfg.TickInterval))}
+	defer l.ticks.Stop()
 	c.cfg.Tick()
 	for ctx.Err() == nil {
 		wait := l.once(ctx)
@@ -231,7 +232,7 @@ func (c *Client) Run(ctx context.Context) error {
 // clientLoop is the state of a running Client.
 type clientLoop struct {
 	*Client
-	ticker   *time.Ticker
+	ticks    *time.Timer
 	failures int            // attempts in a row that led to no lasting session
 	choosing bool           // the transport of the last attempt was the policy's choice
 	network  string         // it was made in, if so
@@ -371,12 +372,17 @@ func (c *clientLoop) pause(ctx context.Context, d time.Duration) {
 	c.tickUntil(ctx, c.wake)
 }
 
+func (c *clientLoop) tick() {
+	c.cfg.Tick()
+	c.ticks.Reset(rounds.Until(c.cfg.TickInterval))
+}
+
 // tickUntil ticks until ctx or done ends.
 func (c *clientLoop) tickUntil(ctx context.Context, done <-chan struct{}) {
 	for {
 		select {
-		case <-c.ticker.C:
-			c.cfg.Tick()
+		case <-c.ticks.C:
+			c.tick()
 		case <-done:
 			return
 		case <-ctx.Done():

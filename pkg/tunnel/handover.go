@@ -45,8 +45,8 @@ func (c *clientLoop) stay(ctx context.Context, s *Session) *Session {
 	}
 	for {
 		select {
-		case <-c.ticker.C:
-			c.cfg.Tick()
+		case <-c.ticks.C:
+			c.tick()
 		case <-drain:
 			drain = nil
 			delay, _ := s.leaving.asks()
