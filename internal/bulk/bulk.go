@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// size is that of the buffers: four whole records of TLS, and what TLS and a multiplexer add to them.
-	size = 65<<10 + 256
+	// size is that of the buffers: sixteen whole records of TLS, and what TLS and a multiplexer add to them.
+	size = 260<<10 + 1024
 
 	recordHeader = 5 // RFC 8446, section 5.1
 

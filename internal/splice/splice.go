@@ -23,6 +23,8 @@ import (
 
 const (
 	bufferSize = 64 << 10
+	// largeSize is that of the buffers for those who fill the others: so much at once costs each on the way fewer wakings.
+	largeSize = 256 << 10
 	// recordSize is what TLS puts in one record at the most.
 	recordSize = 16 << 10
 	// tailTime is how long the rest of a direction may pause, once nothing can be
@@ -30,7 +32,10 @@ const (
 	tailTime = 10 * time.Second
 )
 
-var buffers = sync.Pool{New: func() any { b := new([bufferSize]byte); return b }}
+var (
+	buffers      = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+	largeBuffers = sync.Pool{New: func() any { return new([largeSize]byte) }}
+)
 
 type (
 	halfCloser interface{ CloseWrite() error }
@@ -201,7 +206,7 @@ func copyAll(src, dst *side) (n int64, rerr, werr error) {
 	first := firstRead(src)
 	for {
 		buf, r, err := first()
-		more, done, rerr, werr := burst(src, dst, buf, r, err)
+		more, done, rerr, werr := burst(src, dst, bytesOf(buf), r, err)
 		if buf != nil {
 			buffers.Put(buf)
 		}
@@ -212,11 +217,25 @@ func copyAll(src, dst *side) (n int64, rerr, werr error) {
 	}
 }
 
-// burst copies what was read with one buffer, and goes on until src has nothing more at hand; done is the end of file.
-func burst(src, dst *side, buf *[bufferSize]byte, r int, err error) (n int64, done bool, rerr, werr error) {
+// bytesOf is of no bytes for no buffer.
+func bytesOf(buf *[bufferSize]byte) []byte {
+	if buf == nil {
+		return nil
+	}
+	return buf[:]
+}
+
+// burst copies what was read into buf, and goes on until src has nothing more at hand; done is the end of file.
+func burst(src, dst *side, buf []byte, r int, err error) (n int64, done bool, rerr, werr error) {
 	if src.gather != nil {
 		defer src.gather.end()
 	}
+	var large *[largeSize]byte
+	defer func() {
+		if large != nil {
+			largeBuffers.Put(large)
+		}
+	}()
 	for {
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
@@ -230,16 +249,23 @@ func burst(src, dst *side, buf *[bufferSize]byte, r int, err error) (n int64, do
 			return n, true, nil, nil
 		case err != nil:
 			return n, false, err, nil
-		case r < len(buf)/4:
+		case r < bufferSize/4:
 			return n, false, nil, nil
 		}
-		if src.gather != nil && !src.tail.Load() {
-			r, err = src.gather.read(buf[:])
+		if r == bufferSize && large == nil {
+			large = largeBuffers.Get().(*[largeSize]byte)
+			buf = large[:]
+		}
+		if src.gather != nil && r < bufferSize && !src.tail.Load() {
+			r, err = src.gather.read(buf)
 			err = src.ended(err)
 			continue
 		}
+		if src.gather != nil { // where so much is at hand it need not be waited for
+			src.gather.end()
+		}
 		src.expectTail()
-		r, err = src.fill(buf[:])
+		r, err = src.fill(buf)
 	}
 }
 

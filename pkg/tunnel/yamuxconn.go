@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/mooring-edge/mooring/internal/bulk"
 )
@@ -24,7 +25,8 @@ type frameConn struct {
 	err    atomic.Pointer[error] // the first one
 	lost   func()                // called once the connection is of no more use, before yamux knows it
 
-	wmu sync.Mutex // held through the writing of whole frames
+	wmu  sync.Mutex // held through the writing of whole frames
+	turn turn       // wrote: guarded by wmu
 
 	mu       sync.Mutex // guards the following
 	ahead    []byte     // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin and turnDown
@@ -93,7 +95,15 @@ func (c *frameConn) writeData(stream uint32, p []byte) error {
 	var f [yamuxHeader]byte
 	binary.BigEndian.PutUint32(f[4:8], stream)
 	yamuxFrame(f[:]).setLength(uint32(len(p)))
-	return c.write(f[:], p)
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if len(p) < leastTurn { // says nothing of how quick the connection is
+		return c.writeLocked(f[:], p)
+	}
+	start := time.Now()
+	err := c.writeLocked(f[:], p)
+	c.turn.wrote(len(p), time.Since(start))
+	return err
 }
 
 // tryWriteData is writeData where nothing has to be waited for: nobody else writes, the connection takes bytes, and the other side's window

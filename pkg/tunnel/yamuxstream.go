@@ -9,9 +9,6 @@ import (
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
 )
 
-// yamuxChunk is the largest yamux frame that is written: streams take turns by frames.
-const yamuxChunk = 64 << 10
-
 // aLongTimeAgo as a deadline kicks out whoever waits.
 var aLongTimeAgo = time.Unix(1, 0)
 
@@ -179,7 +176,7 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 		if _, refused := y.in.ended(); refused {
 			return total, errRefused()
 		}
-		n, more := y.m.conn.windows.take(y.window, min(len(p), yamuxChunk))
+		n, more := y.m.conn.windows.take(y.window, min(len(p), y.m.conn.turn.most()))
 		if n == 0 {
 			y.await(more, y.kick, &y.writeDL)
 			continue
