@@ -23,8 +23,6 @@ import (
 
 const (
 	bufferSize = 64 << 10
-	// largeSize is that of the buffers for those who fill the others: so much at once costs each on the way fewer wakings.
-	largeSize = 256 << 10
 	// recordSize is what TLS puts in one record at the most.
 	recordSize = 16 << 10
 	// tailTime is how long the rest of a direction may pause, once nothing can be
@@ -32,10 +30,7 @@ const (
 	tailTime = 10 * time.Second
 )
 
-var (
-	buffers      = sync.Pool{New: func() any { return new([bufferSize]byte) }}
-	largeBuffers = sync.Pool{New: func() any { return new([largeSize]byte) }}
-)
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 type (
 	halfCloser interface{ CloseWrite() error }
@@ -231,11 +226,7 @@ func burst(src, dst *side, buf []byte, r int, err error) (n int64, done bool, re
 		defer src.gather.end()
 	}
 	var large *[largeSize]byte
-	defer func() {
-		if large != nil {
-			largeBuffers.Put(large)
-		}
-	}()
+	defer func() { giveLarge(large) }()
 	for {
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
@@ -253,8 +244,9 @@ func burst(src, dst *side, buf []byte, r int, err error) (n int64, done bool, re
 			return n, false, nil, nil
 		}
 		if r == bufferSize && large == nil {
-			large = largeBuffers.Get().(*[largeSize]byte)
-			buf = large[:]
+			if large = takeLarge(); large != nil {
+				buf = large[:]
+			}
 		}
 		if src.gather != nil && r < bufferSize && !src.tail.Load() {
 			r, err = src.gather.read(buf)
