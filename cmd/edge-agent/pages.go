@@ -51,6 +51,7 @@ type area struct{ start, end uintptr }
 func cleanAreas(smaps io.Reader, path string) ([]area, error) {
 	var found []area
 	var at *area // the one that lines are of; nil = not to be touched
+	clean := 0   // how many of the two lines say so
 	lines := bufio.NewScanner(smaps)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
@@ -58,13 +59,16 @@ func cleanAreas(smaps io.Reader, path string) ([]area, error) {
 			continue
 		}
 		if strings.HasSuffix(fields[0], ":") {
-			if fields[0] == "Anonymous:" && at != nil && len(fields) > 1 && fields[1] == "0" {
-				found = append(found, *at)
+			// Of pages of which there is a copy, those in memory and those that were swapped out.
+			if (fields[0] == "Anonymous:" || fields[0] == "Swap:") && len(fields) > 1 && fields[1] == "0" {
+				if clean++; clean == 2 && at != nil {
+					found = append(found, *at)
+				}
 			}
 			continue
 		}
 		// start-end perms offset device inode path
-		at = nil
+		at, clean = nil, 0
 		if len(fields) < 6 || strings.Join(fields[5:], " ") != path || !strings.HasPrefix(fields[1], "r-") {
 			continue
 		}

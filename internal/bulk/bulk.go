@@ -14,40 +14,41 @@ import (
 )
 
 const (
-	// size is that of the buffers: sixteen whole records of TLS, and what TLS and a multiplexer add to them.
-	size = 260<<10 + 1024
-
 	recordHeader = 5 // RFC 8446, section 5.1
 
 	// large is how long a record is that carries a part of many bytes. What TLS itself has to say, for which nobody's Read returns, is shorter.
 	large = 4 << 10
 )
 
-var buffers = sync.Pool{New: func() any { return new([size]byte) }}
+// mostLooks is how many records Waiting looks at: among a great many that are tiny it would take longer than to read them.
+const mostLooks = 64
 
 // Conn is a connection under TLS. One goroutine may read and several may write at a time, as net.Conn has it.
 type Conn struct {
 	net.Conn
 
 	// Used by the one who reads.
-	source *Source[[size]byte] // nil: reads are the connection's own
-	plain  bool                // for good
-	in     *[size]byte         // nil: nothing was read ahead
-	r, w   int                 // of in: what was read ahead
+	source *Source[Piece] // nil: reads are the connection's own
+	plain  bool           // for good
+	ins    Pieces
+	in     *Piece // nil: nothing was read ahead
+	r, w   int    // of in: what was read ahead
 	header [recordHeader]byte
 	have   int // bytes of header that were given out
 	left   int // bytes of the record that are to be given out
 
 	mu     sync.Mutex // guards the following
 	corked int
-	out    *[size]byte // nil: nothing is held
+	outs   Pieces
+	out    *Piece // nil: nothing is held
 	held   int
 	failed error // of a write that TLS was told is done: nothing may follow it
 }
 
 // New makes a Conn on c. Reads are c's own, unless c is a socket itself: see Direct.
 func New(c net.Conn) *Conn {
-	b := &Conn{Conn: c, source: newSource(c)}
+	b := &Conn{Conn: c}
+	b.source = b.newSource(c)
 	_, wraps := c.(wrapper)
 	b.plain = b.source == nil && !wraps
 	return b
@@ -55,8 +56,8 @@ func New(c net.Conn) *Conn {
 
 type wrapper interface{ NetConn() net.Conn }
 
-func newSource(c net.Conn) *Source[[size]byte] {
-	return NewSource(c, &buffers, func(b *[size]byte) []byte { return b[:] })
+func (c *Conn) newSource(socket net.Conn) *Source[Piece] {
+	return NewSource(socket, &c.ins, func(p *Piece) []byte { return p.mem })
 }
 
 // Direct has reads go to the socket beneath all wrappers from now on. It is for when these have given out all that they have read, and no
@@ -71,7 +72,7 @@ func (c *Conn) Direct() {
 		below = w.NetConn()
 	}
 	if c.source == nil {
-		c.source = newSource(below)
+		c.source = c.newSource(below)
 	}
 	c.plain = c.source == nil
 }
@@ -123,11 +124,12 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		c.in, c.r, c.w = buf, 0, n
+		c.ins.Filled(n)
 	}
-	n := c.follow(c.in[c.r:min(c.w, c.r+len(p))])
-	copy(p, c.in[c.r:c.r+n])
+	n := c.follow(c.in.mem[c.r:min(c.w, c.r+len(p))])
+	copy(p, c.in.mem[c.r:c.r+n])
 	if c.r += n; c.r == c.w {
-		buffers.Put(c.in)
+		c.in.Free()
 		c.in = nil
 	}
 	return n, nil
@@ -160,7 +162,8 @@ func (c *Conn) Waiting() bool {
 	if c.in == nil || c.have > 0 {
 		return false
 	}
-	for ahead := c.in[c.r:c.w]; len(ahead) >= recordHeader; {
+	ahead := c.in.mem[c.r:c.w]
+	for looks := 0; len(ahead) >= recordHeader && looks < mostLooks; looks++ {
 		n := int(binary.BigEndian.Uint16(ahead[3:]))
 		if len(ahead) < recordHeader+n {
 			return false
@@ -177,7 +180,7 @@ func (c *Conn) Waiting() bool {
 // is the one that is about to write.
 func (c *Conn) Writable() bool { return c.source != nil && c.source.Writable() }
 
-// Cork holds back what is written from now on, up to some 64 KiB, until an Uncork for each Cork.
+// Cork holds back what is written from now on, up to a buffer's size, until an Uncork for each Cork.
 func (c *Conn) Cork() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,19 +207,37 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if c.corked == 0 {
 		return c.Conn.Write(p)
 	}
-	if c.held+len(p) > size {
+	if c.out == nil {
+		c.out = c.outs.Take()
+	}
+	if c.held+len(p) > len(c.out.mem) && !c.enlarge(c.held+len(p)) {
 		if err := c.flush(); err != nil {
 			return 0, err
 		}
+		if len(p) > smallSize {
+			return c.Conn.Write(p)
+		}
+		c.out = c.outs.Take()
 	}
-	if len(p) > size {
-		return c.Conn.Write(p)
-	}
-	if c.out == nil {
-		c.out = buffers.Get().(*[size]byte)
-	}
-	c.held += copy(c.out[c.held:], p)
+	c.held += copy(c.out.mem[c.held:], p)
 	return len(p), nil
+}
+
+// enlarge makes room for n bytes in a large buffer, if one is to be had and has it. mu is held.
+func (c *Conn) enlarge(n int) bool {
+	c.outs.Large = true
+	if n > largeSize || len(c.out.mem) == largeSize {
+		return false
+	}
+	more := c.outs.Take()
+	if len(more.mem) < n {
+		more.Free()
+		return false
+	}
+	copy(more.mem, c.out.mem[:c.held])
+	c.out.Free()
+	c.out = more
+	return true
 }
 
 // flush writes what is held. mu is held.
@@ -224,8 +245,9 @@ func (c *Conn) flush() error {
 	if c.out == nil {
 		return c.failed
 	}
-	_, c.failed = c.Conn.Write(c.out[:c.held])
-	buffers.Put(c.out)
+	_, c.failed = c.Conn.Write(c.out.mem[:c.held])
+	c.outs.Filled(c.held)
+	c.out.Free()
 	c.out, c.held = nil, 0
 	return c.failed
 }

@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 )
 
@@ -13,7 +12,7 @@ import (
 type Source[B any] struct {
 	conn  net.Conn
 	raw   syscall.RawConn
-	pool  *sync.Pool // of *B
+	pool  Pool // of *B
 	bytes func(*B) []byte
 	try   func(fd uintptr) bool
 	look  func(fd uintptr)
@@ -26,8 +25,14 @@ type Source[B any] struct {
 	err error
 }
 
+// Pool is what a Source takes buffers from; a *sync.Pool, for one.
+type Pool interface {
+	Get() any
+	Put(any)
+}
+
 // NewSource returns nil where c is no socket, or the system has no such reads. bytes is the memory of a buffer.
-func NewSource[B any](c net.Conn, pool *sync.Pool, bytes func(*B) []byte) *Source[B] {
+func NewSource[B any](c net.Conn, pool Pool, bytes func(*B) []byte) *Source[B] {
 	socket, ok := c.(syscall.Conn)
 	if !ok || ReadSocket == nil {
 		return nil

@@ -4,32 +4,10 @@ import (
 	"bytes"
 	"io"
 	"net"
-	"runtime"
 	"testing"
-)
 
-// TestLargeBuffersAreBounded: who comes too late does with the others, and each that was taken comes back.
-func TestLargeBuffersAreBounded(t *testing.T) {
-	most := largeEach * runtime.GOMAXPROCS(0)
-	var taken []*[largeSize]byte
-	for range most {
-		b := takeLarge()
-		if b == nil {
-			t.Fatalf("only %d of %d", len(taken), most)
-		}
-		taken = append(taken, b)
-	}
-	if takeLarge() != nil {
-		t.Errorf("more than %d", most)
-	}
-	giveLarge(nil)
-	for _, b := range taken {
-		giveLarge(b)
-	}
-	if n := largeInUse.Load(); n != 0 {
-		t.Errorf("%d are in use", n)
-	}
-}
+	"github.com/mooring-edge/mooring/internal/bulk"
+)
 
 // TestMuchGoesInLargePieces: once a buffer was filled the next pieces are larger, all bytes arrive, and the buffer is given back.
 func TestMuchGoesInLargePieces(t *testing.T) {
@@ -40,11 +18,8 @@ func TestMuchGoesInLargePieces(t *testing.T) {
 	if n != total || rerr != nil || werr != nil || !bytes.Equal(dst.got.Bytes(), want) {
 		t.Fatalf("%d bytes, %v, %v", n, rerr, werr)
 	}
-	if dst.largest != largeSize {
-		t.Errorf("the largest piece has %d bytes, want %d", dst.largest, largeSize)
-	}
-	if n := largeInUse.Load(); n != 0 {
-		t.Errorf("%d are in use", n)
+	if dst.largest != bulk.LargePiece {
+		t.Errorf("the largest piece has %d bytes, want %d", dst.largest, bulk.LargePiece)
 	}
 }
 
@@ -52,6 +27,9 @@ type reader struct {
 	net.Conn
 	io.Reader
 }
+
+// WaitRead implements waiter.
+func (r *reader) WaitRead() error { return nil }
 
 func (r *reader) Read(p []byte) (int, error) { return r.Reader.Read(p) }
 

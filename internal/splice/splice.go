@@ -22,15 +22,13 @@ import (
 )
 
 const (
-	bufferSize = 64 << 10
+	bufferSize = bulk.SmallPiece
 	// recordSize is what TLS puts in one record at the most.
 	recordSize = 16 << 10
 	// tailTime is how long the rest of a direction may pause, once nothing can be
 	// sent in the other one any more: an answer that is still on its way is worth it.
 	tailTime = 10 * time.Second
 )
-
-var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 type (
 	halfCloser interface{ CloseWrite() error }
@@ -198,12 +196,17 @@ func (s *splice) fail(err error) {
 // copyAll copies until the end of src, or an error of either. A buffer is held
 // only while there is something to copy: most connections are idle most of the time.
 func copyAll(src, dst *side) (n int64, rerr, werr error) {
-	first := firstRead(src)
+	pieces := &bulk.Pieces{}
+	first, free := firstRead(src, pieces)
 	for {
-		buf, r, err := first()
-		more, done, rerr, werr := burst(src, dst, bytesOf(buf), r, err)
-		if buf != nil {
-			buffers.Put(buf)
+		piece, r, err := first()
+		var buf []byte
+		if piece != nil {
+			buf = piece.Payload()
+		}
+		more, done, rerr, werr := burst(src, dst, pieces, buf, free, r, err)
+		if piece != nil {
+			piece.Free()
 		}
 		n += more
 		if done || rerr != nil || werr != nil {
@@ -212,21 +215,21 @@ func copyAll(src, dst *side) (n int64, rerr, werr error) {
 	}
 }
 
-// bytesOf is of no bytes for no buffer.
-func bytesOf(buf *[bufferSize]byte) []byte {
-	if buf == nil {
-		return nil
-	}
-	return buf[:]
-}
-
-// burst copies what was read into buf, and goes on until src has nothing more at hand; done is the end of file.
-func burst(src, dst *side, buf []byte, r int, err error) (n int64, done bool, rerr, werr error) {
+// burst copies what was read into buf, and goes on until src has nothing more at hand; done is the end of file. free says that src is waited for
+// with no buffer elsewhere, so that it is not waited for here.
+func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, err error) (n int64, done bool, rerr, werr error) {
 	if src.gather != nil {
 		defer src.gather.end()
 	}
-	var large *[largeSize]byte
-	defer func() { giveLarge(large) }()
+	small := buf
+	var large *bulk.Piece // for what is read ahead beneath TLS; not held while src is waited for
+	drop := func() {
+		if large != nil {
+			large.Free()
+			large, buf = nil, small
+		}
+	}
+	defer drop()
 	for {
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
@@ -235,6 +238,7 @@ func burst(src, dst *side, buf []byte, r int, err error) (n int64, done bool, re
 				return n, false, nil, werr
 			}
 		}
+		pieces.Filled(r)
 		switch {
 		case err == io.EOF:
 			return n, true, nil, nil
@@ -242,54 +246,54 @@ func burst(src, dst *side, buf []byte, r int, err error) (n int64, done bool, re
 			return n, false, err, nil
 		case r < bufferSize/4:
 			return n, false, nil, nil
-		}
-		if r == bufferSize && large == nil {
-			if large = takeLarge(); large != nil {
-				buf = large[:]
-			}
-		}
-		if src.gather != nil && r < bufferSize && !src.tail.Load() {
+		case src.gather != nil && r < bufferSize && !src.tail.Load():
 			r, err = src.gather.read(buf)
 			err = src.ended(err)
-			continue
+		case free:
+			return n, false, nil, nil
+		default:
+			drop()
+			if r >= bufferSize && src.bulk != nil && src.bulk.Waiting() {
+				large = pieces.Take()
+				buf = large.Payload()
+			}
+			src.expectTail()
+			r, err = src.fill(buf)
 		}
-		if src.gather != nil { // where so much is at hand it need not be waited for
-			src.gather.end()
-		}
-		src.expectTail()
-		r, err = src.fill(buf)
 	}
 }
 
-// firstRead returns how to wait for src, and read, with no buffer while it waits. Where that can't be had there is one all the time. Without
-// bytes there may be none.
-func firstRead(src *side) func() (*[bufferSize]byte, int, error) {
-	if socket := newSource(src.Conn); socket != nil {
-		return func() (*[bufferSize]byte, int, error) {
+// firstRead returns how to wait for src, and read; free says that no buffer is held while it waits. Where that can't be had there is one all the
+// time, and it is no large one. Without bytes there may be none.
+func firstRead(src *side, pieces *bulk.Pieces) (first func() (*bulk.Piece, int, error), free bool) {
+	if socket := newSource(src.Conn, pieces); socket != nil {
+		return func() (*bulk.Piece, int, error) {
 			src.expectTail()
-			buf, r, err := socket.Read()
-			return buf, r, src.ended(err)
-		}
+			piece, r, err := socket.Read()
+			return piece, r, src.ended(err)
+		}, true
 	}
-	w, waits := src.Conn.(waiter)
-	return func() (*[bufferSize]byte, int, error) {
+	w, free := src.Conn.(waiter)
+	return func() (*bulk.Piece, int, error) {
 		src.expectTail()
-		if waits {
+		if free {
 			if err := w.WaitRead(); err != nil {
 				return nil, 0, err
 			}
+		} else {
+			pieces.Large = false
 		}
-		buf := buffers.Get().(*[bufferSize]byte)
-		r, err := src.fill(buf[:])
-		return buf, r, err
-	}
+		piece := pieces.Take()
+		r, err := src.fill(piece.Payload())
+		return piece, r, err
+	}, free
 }
 
 // newSource returns how to read from a socket; nil: c is none.
-func newSource(c net.Conn) *bulk.Source[[bufferSize]byte] {
+func newSource(c net.Conn, pieces *bulk.Pieces) *bulk.Source[bulk.Piece] {
 	switch c.(type) {
 	case *net.TCPConn, *net.UnixConn: // and nothing that only wraps one
-		return bulk.NewSource(c, &buffers, func(b *[bufferSize]byte) []byte { return b[:] })
+		return bulk.NewSource(c, pieces, (*bulk.Piece).Payload)
 	}
 	return nil
 }
