@@ -3,6 +3,7 @@
 //
 // Writes are joined between Cork and Uncork. Reads take what the socket has, up to a buffer's size, and Waiting says whether the next
 // record is there already, so that who passes bytes on can join them too. An idle connection holds no buffer.
+// The buffers, of two sizes and bounded in number where they are large, are for those who copy above TLS, too: see Pieces.
 package bulk
 
 import (
@@ -16,8 +17,8 @@ import (
 const (
 	recordHeader = 5 // RFC 8446, section 5.1
 
-	// large is how long a record is that carries a part of many bytes. What TLS itself has to say, for which nobody's Read returns, is shorter.
-	large = 4 << 10
+	// largeRecord is how long a record is that carries a part of many bytes. What TLS itself has to say, for which nobody's Read returns, is shorter.
+	largeRecord = 4 << 10
 )
 
 // mostLooks is how many records Waiting looks at: among a great many that are tiny it would take longer than to read them.
@@ -168,7 +169,7 @@ func (c *Conn) Waiting() bool {
 		if len(ahead) < recordHeader+n {
 			return false
 		}
-		if n >= large {
+		if n >= largeRecord {
 			return true
 		}
 		ahead = ahead[recordHeader+n:]

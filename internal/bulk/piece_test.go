@@ -8,8 +8,10 @@ import (
 
 // TestLargePiecesAreBounded: who comes too late does with a small one, and one that is lost makes room for another.
 func TestLargePiecesAreBounded(t *testing.T) {
-	for largesThere.Load() > 0 { // what tests before have left in the pool
-		runtime.GC()
+	for end := time.Now().Add(10 * time.Second); largesThere.Load() > 0; runtime.GC() { // what tests before have left in the pool
+		if time.Now().After(end) {
+			t.Fatalf("%d large pieces are held by tests that have ended", largesThere.Load())
+		}
 	}
 	p := Pieces{}
 	if piece := p.Take(); len(piece.Payload()) != SmallPiece {

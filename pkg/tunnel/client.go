@@ -372,6 +372,7 @@ func (c *clientLoop) pause(ctx context.Context, d time.Duration) {
 	c.tickUntil(ctx, c.wake)
 }
 
+// tick shows that the loop goes round, and waits for the next time to.
 func (c *clientLoop) tick() {
 	c.cfg.Tick()
 	c.ticks.Reset(rounds.Until(c.cfg.TickInterval))

@@ -97,9 +97,6 @@ func (c *frameConn) writeData(stream uint32, p []byte) error {
 	yamuxFrame(f[:]).setLength(uint32(len(p)))
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if len(p) < leastTurn { // says nothing of how quick the connection is
-		return c.writeLocked(f[:], p)
-	}
 	start := time.Now()
 	err := c.writeLocked(f[:], p)
 	c.turn.wrote(len(p), time.Since(start))
