@@ -26,6 +26,7 @@ import (
 const (
 	tenantName = "acme"
 	podName    = "bulk"
+	direct     = "direct"
 	// execLimit bounds one transfer, which takes seconds.
 	execLimit = 2 * time.Minute
 )
@@ -43,6 +44,15 @@ type options struct {
 	rounds int
 	bytes  int64
 	output string
+	only   []string
+}
+
+// wanted says whether a way is to be timed. The direct one always is: all others are ratios to it.
+func (o options) wanted(name, transport string) bool {
+	if len(o.only) == 0 || name == direct {
+		return true
+	}
+	return slices.ContainsFunc(o.only, func(part string) bool { return strings.Contains(name+", "+transport, part) })
 }
 
 func newRoot() *cobra.Command {
@@ -51,7 +61,8 @@ func newRoot() *cobra.Command {
 		Use:   "execbench",
 		Short: "Time kubectl exec of 200 MB by each way from an API server to a node",
 		Example: `  go run ./cmd/execbench                # as root
-  go run ./cmd/execbench --rounds 1 -o json`,
+  go run ./cmd/execbench --rounds 1 -o json
+  go run ./cmd/execbench --only 'CONNECT/UDS, TLS+yamux'`,
 		Args: cobra.NoArgs, SilenceErrors: true, SilenceUsage: true,
 		RunE: func(c *cobra.Command, _ []string) error { return run(c, o) },
 	}
@@ -59,6 +70,7 @@ func newRoot() *cobra.Command {
 	fl.IntVar(&o.rounds, "rounds", 5, "how often each way is timed; figures are the medians")
 	fl.Int64Var(&o.bytes, "bytes", 200<<20, "how many bytes go each way")
 	fl.StringVarP(&o.output, "output", "o", "text", "text or json")
+	fl.StringArrayVar(&o.only, "only", nil, "only ways that have this in their name, as the table prints it; may be repeated; the direct one is always timed")
 	return c
 }
 
@@ -100,7 +112,7 @@ func run(c *cobra.Command, o options) (err error) {
 		}
 		err = errors.Join(err, env.Close())
 	}()
-	ways, err := prepare(ctx, env, o.bytes, say)
+	ways, err := prepare(ctx, env, o, say)
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,8 @@ spec:
 `
 
 // prepare raises a platform with one tenant and two sites, of which one's agent is on TCP and the other's on QUIC, a pod on each
-// node with a file of that many bytes, and an API server for each way.
-func prepare(ctx context.Context, env *harness.Env, bytes int64, say func(string, ...any)) ([]*way, error) {
+// node with a file of o.bytes bytes, and an API server for each way that is wanted.
+func prepare(ctx context.Context, env *harness.Env, o options, say func(string, ...any)) ([]*way, error) {
 	p, err := env.StartPlatform(ctx)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func prepare(ctx context.Context, env *harness.Env, bytes int64, say func(string
 		name, transport string
 		start           func() (*harness.Way, error)
 	}{
-		{"direct", "TCP", func() (*harness.Way, error) { return t.DirectWay(ctx, sites["tcp"]) }},
+		{direct, "TCP", func() (*harness.Way, error) { return t.DirectWay(ctx, sites["tcp"]) }},
 		{"konnectivity, HTTPConnect/mTLS", "gRPC", func() (*harness.Way, error) { return t.KonnectivityWay(ctx, sites["tcp"], "http-connect") }},
 		{"konnectivity, gRPC/UDS", "gRPC", func() (*harness.Way, error) { return t.KonnectivityWay(ctx, sites["tcp"], "grpc") }},
 		{"Mooring, HTTPConnect/mTLS", "TLS+yamux", connect},
@@ -68,6 +68,9 @@ func prepare(ctx context.Context, env *harness.Env, bytes int64, say func(string
 		{"Mooring, sidecar gRPC/UDS", "QUIC", mooring(harness.ModeSidecarGRPC, "quic")},
 		{"Mooring, sidecar CONNECT/UDS", "QUIC", mooring(harness.ModeSidecarHTTP, "quic")},
 	} {
+		if !o.wanted(w.name, w.transport) {
+			continue
+		}
 		say("an API server: %s over %s", w.name, w.transport)
 		got, err := w.start()
 		if err != nil {
@@ -75,9 +78,12 @@ func prepare(ctx context.Context, env *harness.Env, bytes int64, say func(string
 		}
 		ways = append(ways, &way{Name: w.name, Transport: w.transport, Way: got})
 	}
+	if len(o.only) > 0 && len(ways) == 1 {
+		return nil, fmt.Errorf("--only %q: no way has that in its name", o.only)
+	}
 	for _, w := range ways {
 		if _, err := env.Wait(ctx, w.Name+" over "+w.Transport, time.Minute, func(ctx context.Context) error {
-			_, err := w.down(ctx, bytes) // which makes the pod's file
+			_, err := w.down(ctx, o.bytes) // which makes the pod's file
 			return err
 		}); err != nil {
 			return nil, err
