@@ -18,6 +18,11 @@ const (
 	gatherSize = 3 * bufferSize / 4
 	// gatherTime is for how long.
 	gatherTime = time.Millisecond
+	// patientSize and patientTime are the same once more than patientAfter reads in a row had to wait, and much came each time: a long transfer, by one who
+	// is no quicker than that.
+	patientSize  = 3 * bulk.LargePiece / 4
+	patientTime  = 5 * time.Millisecond
+	patientAfter = 4
 )
 
 // gatherer reads from a socket from which many bytes come in small pieces, and has it wake the reader for several of them at once. Who says much to
@@ -25,7 +30,8 @@ const (
 type gatherer struct {
 	conn *net.TCPConn
 	raw  syscall.RawConn
-	low  bool // the socket wakes for gatherSize alone
+	low  int // from how many bytes on the socket wakes; 0: for anything
+	row  int // reads in a row that had to wait
 }
 
 // newGatherer returns nil where c is no TCP connection.
@@ -46,18 +52,30 @@ func (g *gatherer) mark(n int) {
 	_ = g.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }
 
-// read reads what there is once that is much, or gatherTime has passed. Without bytes and an error there was nothing.
+// wanted says whether to gather after n bytes were read at once. A source that is quick has as much at hand anyway, and to look, and to set a limit of time, would be
+// for nothing.
+func (g *gatherer) wanted(n int) bool { return n < bufferSize || g.row > 0 }
+
+// patient says that the next read waits for more than a small piece holds.
+func (g *gatherer) patient() bool { return g.row > patientAfter }
+
+// read reads what there is once that is much, or some time has passed. Without bytes and an error there was nothing.
 func (g *gatherer) read(p []byte) (n int, err error) {
-	if !g.low {
-		g.mark(gatherSize)
-		g.low = true
+	size, limit := gatherSize, gatherTime
+	if g.patient() {
+		size, limit = patientSize, patientTime
 	}
-	looked := false
-	_ = g.conn.SetReadDeadline(time.Now().Add(gatherTime))
+	if size = min(size, len(p)); g.low != size {
+		g.mark(size)
+		g.low = size
+	}
+	looked, waited := false, false
+	_ = g.conn.SetReadDeadline(time.Now().Add(limit))
 	werr := g.raw.Read(func(fd uintptr) bool {
 		if !looked {
 			looked = true
-			if there, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil && there < min(gatherSize, len(p)) {
+			if there, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil && there < size {
+				waited = true
 				return false
 			}
 		}
@@ -65,6 +83,9 @@ func (g *gatherer) read(p []byte) (n int, err error) {
 		return err != syscall.EAGAIN
 	})
 	_ = g.conn.SetReadDeadline(time.Time{})
+	if g.row++; !waited {
+		g.row = 0
+	}
 	if werr != nil {
 		if !errors.Is(werr, os.ErrDeadlineExceeded) {
 			return 0, werr
@@ -87,8 +108,8 @@ func (g *gatherer) read(p []byte) (n int, err error) {
 
 // end has the socket wake its reader for anything again.
 func (g *gatherer) end() {
-	if g.low {
+	if g.low > 0 {
 		g.mark(1)
-		g.low = false
 	}
+	g.low, g.row = 0, 0
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -91,6 +92,85 @@ func TestGather(t *testing.T) {
 	}
 }
 
+// TestGatherPatience: who goes on saying much at no great pace is waited for longer, in a larger piece; all of it arrives, and then the socket wakes for a byte again.
+func TestGatherPatience(t *testing.T) {
+	const pieces, size = 3 * patientAfter, 20 << 10
+	here, there := tcpEnds(t)
+	dst := &writer{}
+	src := newSide(here)
+	done := make(chan error, 1)
+	go func() {
+		_, rerr, werr := copyAll(src, newSide(dst))
+		done <- errors.Join(rerr, werr)
+	}()
+	want := bytes.Repeat([]byte("0123456789"), pieces*size/10)
+	most := 0
+	for at := 0; at < len(want); at += size {
+		there.Write(want[at:][:size])
+		waitTaken(t, there)
+		for end := time.Now().Add(10 * time.Second); queued(here) > 0; { // the next one comes when this one was waited with
+			if most = max(most, rcvLowat(t, here)); time.Now().After(end) {
+				t.Fatal("nothing is read")
+			}
+			runtime.Gosched()
+		}
+	}
+	there.Write([]byte("little")) // ends the burst
+	waitTaken(t, there)
+	for end := time.Now().Add(10 * time.Second); queued(here) > 0 || rcvLowat(t, here) != 1; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("the socket still wakes for %d bytes", rcvLowat(t, here))
+		}
+	}
+	there.CloseWrite()
+	if err := <-done; err != nil || !bytes.Equal(dst.got.Bytes(), append(want, "little"...)) {
+		t.Errorf("%d bytes of %d came: %v", dst.got.Len(), len(want)+6, err)
+	}
+	if most != patientSize {
+		t.Errorf("at most %d bytes were waited for, want %d", most, patientSize)
+	}
+}
+
+// waitTaken waits until the other end has what was written.
+func waitTaken(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		n := 0
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		if n == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are still on their way", n)
+		}
+	}
+}
+
+// rcvLowat is from how many bytes on c wakes.
+func rcvLowat(t *testing.T, c *net.TCPConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) { n, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return n
+}
+
+// queued is how many bytes are there to be read.
+func queued(c *net.TCPConn) (n int) {
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	}
+	return n
+}
+
 // TestUnmarkedSocketWakes: who waits for much, by a deadline that somebody has moved, is woken for little once that is what is asked for.
 func TestUnmarkedSocketWakes(t *testing.T) {
 	here, there := tcpEnds(t)
@@ -116,13 +196,8 @@ func TestUnmarkedSocketWakes(t *testing.T) {
 
 func waitQueued(t *testing.T, c *net.TCPConn, want int) {
 	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		n := 0
-		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+		n := queued(c)
 		if n >= want {
 			return
 		}

@@ -222,12 +222,17 @@ func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, er
 		defer src.gather.end()
 	}
 	small := buf
-	var large *bulk.Piece // for what is read ahead beneath TLS; not held while src is waited for
+	var large *bulk.Piece // for what is read ahead beneath TLS, or gathered; not held while src is waited for, but for patientTime while much comes
 	drop := func() {
 		if large != nil {
 			large.Free()
 			large, buf = nil, small
 		}
+	}
+	enlarge := func() {
+		pieces.Large = true
+		large = pieces.Take()
+		buf = large.Payload()
 	}
 	defer drop()
 	for {
@@ -246,7 +251,11 @@ func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, er
 			return n, false, err, nil
 		case r < bufferSize/4:
 			return n, false, nil, nil
-		case src.gather != nil && r < bufferSize && !src.tail.Load():
+		case src.gather != nil && src.gather.wanted(r) && !src.tail.Load():
+			if len(buf) < bulk.LargePiece && src.gather.patient() {
+				drop()
+				enlarge()
+			}
 			r, err = src.gather.read(buf)
 			err = src.ended(err)
 		case free:
@@ -254,8 +263,7 @@ func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, er
 		default:
 			drop()
 			if r >= bufferSize && src.bulk != nil && src.bulk.Waiting() {
-				large = pieces.Take()
-				buf = large.Payload()
+				enlarge()
 			}
 			src.expectTail()
 			r, err = src.fill(buf)
