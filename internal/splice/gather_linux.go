@@ -18,11 +18,11 @@ const (
 	gatherSize = 3 * bufferSize / 4
 	// gatherTime is for how long.
 	gatherTime = time.Millisecond
-	// patientSize and patientTime are the same once more than patientAfter reads in a row had to wait, and much came each time: a long transfer, by one who
-	// is no quicker than that.
+	// patientSize and patientTime are the same once patientAfter reads in a row had to wait, and much came each time: a long transfer, by one who is no
+	// quicker than that.
 	patientSize  = 3 * bulk.LargePiece / 4
 	patientTime  = 5 * time.Millisecond
-	patientAfter = 4
+	patientAfter = 5
 )
 
 // gatherer reads from a socket from which many bytes come in small pieces, and has it wake the reader for several of them at once. Who says much to
@@ -52,12 +52,12 @@ func (g *gatherer) mark(n int) {
 	_ = g.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }
 
-// wanted says whether to gather after n bytes were read at once. A source that is quick has as much at hand anyway, and to look, and to set a limit of time, would be
-// for nothing.
+// wanted says whether to gather after n bytes were read at once. A source that is quick has as much at hand anyway: to look, and to set a limit of time,
+// would be for nothing.
 func (g *gatherer) wanted(n int) bool { return n < bufferSize || g.row > 0 }
 
 // patient says that the next read waits for more than a small piece holds.
-func (g *gatherer) patient() bool { return g.row > patientAfter }
+func (g *gatherer) patient() bool { return g.row >= patientAfter }
 
 // read reads what there is once that is much, or some time has passed. Without bytes and an error there was nothing.
 func (g *gatherer) read(p []byte) (n int, err error) {
@@ -83,7 +83,9 @@ func (g *gatherer) read(p []byte) (n int, err error) {
 		return err != syscall.EAGAIN
 	})
 	_ = g.conn.SetReadDeadline(time.Time{})
-	if g.row++; !waited {
+	if waited {
+		g.row++
+	} else {
 		g.row = 0
 	}
 	if werr != nil {

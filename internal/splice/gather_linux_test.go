@@ -92,9 +92,9 @@ func TestGather(t *testing.T) {
 	}
 }
 
-// TestGatherPatience: who goes on saying much at no great pace is waited for longer, in a larger piece; all of it arrives, and then the socket wakes for a byte again.
+// TestGatherPatience: who goes on saying much at no great pace is waited for longer, in a larger piece; all of it arrives, and then the socket wakes for
+// a byte again.
 func TestGatherPatience(t *testing.T) {
-	const pieces, size = 3 * patientAfter, 20 << 10
 	here, there := tcpEnds(t)
 	dst := &writer{}
 	src := newSide(here)
@@ -103,70 +103,49 @@ func TestGatherPatience(t *testing.T) {
 		_, rerr, werr := copyAll(src, newSide(dst))
 		done <- errors.Join(rerr, werr)
 	}()
-	want := bytes.Repeat([]byte("0123456789"), pieces*size/10)
-	most := 0
-	for at := 0; at < len(want); at += size {
-		there.Write(want[at:][:size])
-		waitTaken(t, there)
-		for end := time.Now().Add(10 * time.Second); queued(here) > 0; { // the next one comes when this one was waited with
-			if most = max(most, rcvLowat(t, here)); time.Now().After(end) {
-				t.Fatal("nothing is read")
-			}
+	piece := bytes.Repeat([]byte("0123456789"), 2<<10)
+	var want []byte
+	most := 0 // bytes that were waited for; patientSize would not be without a large piece
+	for end := time.Now().Add(20 * time.Second); most < patientSize && time.Now().Before(end); {
+		want = append(want, piece...)
+		there.Write(piece)
+		for on(t, there, outgoing)+on(t, here, incoming) > 0 && time.Now().Before(end) { // the next one comes when this one was waited with
+			most = max(most, on(t, here, lowMark))
 			runtime.Gosched()
 		}
-	}
-	there.Write([]byte("little")) // ends the burst
-	waitTaken(t, there)
-	for end := time.Now().Add(10 * time.Second); queued(here) > 0 || rcvLowat(t, here) != 1; runtime.Gosched() {
-		if time.Now().After(end) {
-			t.Fatalf("the socket still wakes for %d bytes", rcvLowat(t, here))
-		}
-	}
-	there.CloseWrite()
-	if err := <-done; err != nil || !bytes.Equal(dst.got.Bytes(), append(want, "little"...)) {
-		t.Errorf("%d bytes of %d came: %v", dst.got.Len(), len(want)+6, err)
 	}
 	if most != patientSize {
 		t.Errorf("at most %d bytes were waited for, want %d", most, patientSize)
 	}
-}
-
-// waitTaken waits until the other end has what was written.
-func waitTaken(t *testing.T, c *net.TCPConn) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
-		n := 0
-		raw, err := c.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-		if n == 0 {
-			return
-		}
+	want = append(want, "little"...) // ends the burst
+	io.WriteString(there, "little")
+	for end := time.Now().Add(10 * time.Second); on(t, there, outgoing)+on(t, here, incoming) > 0 || on(t, here, lowMark) != 1; runtime.Gosched() {
 		if time.Now().After(end) {
-			t.Fatalf("%d bytes are still on their way", n)
+			t.Fatalf("the socket still wakes for %d bytes", on(t, here, lowMark))
 		}
+	}
+	there.CloseWrite()
+	if err := <-done; err != nil || !bytes.Equal(dst.got.Bytes(), want) {
+		t.Errorf("%d bytes of %d came: %v", dst.got.Len(), len(want), err)
 	}
 }
 
-// rcvLowat is from how many bytes on c wakes.
-func rcvLowat(t *testing.T, c *net.TCPConn) (n int) {
+// What the kernel says of a socket, in bytes.
+var (
+	incoming = func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCINQ) }  // there to be read
+	outgoing = func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCOUTQ) } // not yet at the other end
+	lowMark  = func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT) }
+)
+
+// on asks one of these.
+func on(t *testing.T, c *net.TCPConn, what func(fd int) (int, error)) (n int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cerr := raw.Control(func(fd uintptr) { n, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT) }); cerr != nil || err != nil {
+	if cerr := raw.Control(func(fd uintptr) { n, err = what(int(fd)) }); cerr != nil || err != nil {
 		t.Fatal(cerr, err)
-	}
-	return n
-}
-
-// queued is how many bytes are there to be read.
-func queued(c *net.TCPConn) (n int) {
-	if raw, err := c.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
 	}
 	return n
 }
@@ -197,7 +176,7 @@ func TestUnmarkedSocketWakes(t *testing.T) {
 func waitQueued(t *testing.T, c *net.TCPConn, want int) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		n := queued(c)
+		n := on(t, c, incoming)
 		if n >= want {
 			return
 		}

@@ -222,7 +222,7 @@ func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, er
 		defer src.gather.end()
 	}
 	small := buf
-	var large *bulk.Piece // for what is read ahead beneath TLS, or gathered; not held while src is waited for, but for patientTime while much comes
+	var large *bulk.Piece // for what is read ahead beneath TLS, or is gathered; not held while src is waited for without a limit of time
 	drop := func() {
 		if large != nil {
 			large.Free()
@@ -230,6 +230,7 @@ func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, er
 		}
 	}
 	enlarge := func() {
+		drop()
 		pieces.Large = true
 		large = pieces.Take()
 		buf = large.Payload()
@@ -253,7 +254,6 @@ func burst(src, dst *side, pieces *bulk.Pieces, buf []byte, free bool, r int, er
 			return n, false, nil, nil
 		case src.gather != nil && src.gather.wanted(r) && !src.tail.Load():
 			if len(buf) < bulk.LargePiece && src.gather.patient() {
-				drop()
 				enlarge()
 			}
 			r, err = src.gather.read(buf)

@@ -47,14 +47,6 @@ type options struct {
 	only   []string
 }
 
-// wanted says whether a way is to be timed. The direct one always is: all others are ratios to it.
-func (o options) wanted(name, transport string) bool {
-	if len(o.only) == 0 || name == direct {
-		return true
-	}
-	return slices.ContainsFunc(o.only, func(part string) bool { return strings.Contains(name+", "+transport, part) })
-}
-
 func newRoot() *cobra.Command {
 	var o options
 	c := &cobra.Command{
@@ -97,6 +89,10 @@ func run(c *cobra.Command, o options) (err error) {
 	if o.rounds < 1 || o.bytes < 1 {
 		return errors.New("--rounds and --bytes: want 1 or more")
 	}
+	wanted, err := only(o.only)
+	if err != nil {
+		return err
+	}
 	start := time.Now()
 	say := func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
@@ -112,7 +108,7 @@ func run(c *cobra.Command, o options) (err error) {
 		}
 		err = errors.Join(err, env.Close())
 	}()
-	ways, err := prepare(ctx, env, o, say)
+	ways, err := prepare(ctx, env, o.bytes, wanted, say)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,9 +24,73 @@ spec:
     command: [sleep, "100000"]
 `
 
+// kind is a way that can be had.
+type kind struct {
+	name, transport string
+	start           func(ctx context.Context, b *bed) (*harness.Way, error)
+}
+
+// bed is what ways are started on.
+type bed struct {
+	tenant  *harness.Tenant
+	sites   map[string]*harness.Site
+	connect func() (*harness.Way, error)
+}
+
+// kinds are all, in the table's order.
+var kinds = []kind{
+	{direct, "TCP", func(ctx context.Context, b *bed) (*harness.Way, error) {
+		return b.tenant.DirectWay(ctx, b.sites["tcp"])
+	}},
+	{"konnectivity, HTTPConnect/mTLS", "gRPC", konnectivity("http-connect")},
+	{"konnectivity, gRPC/UDS", "gRPC", konnectivity("grpc")},
+	{"Mooring, HTTPConnect/mTLS", "TLS+yamux", callsBroker},
+	{"Mooring, sidecar gRPC/UDS", "TLS+yamux", sidecar(harness.ModeSidecarGRPC, "tcp")},
+	{"Mooring, sidecar CONNECT/UDS", "TLS+yamux", sidecar(harness.ModeSidecarHTTP, "tcp")},
+	{"Mooring, HTTPConnect/mTLS", "QUIC", callsBroker},
+	{"Mooring, sidecar gRPC/UDS", "QUIC", sidecar(harness.ModeSidecarGRPC, "quic")},
+	{"Mooring, sidecar CONNECT/UDS", "QUIC", sidecar(harness.ModeSidecarHTTP, "quic")},
+}
+
+func konnectivity(mode string) func(context.Context, *bed) (*harness.Way, error) {
+	return func(ctx context.Context, b *bed) (*harness.Way, error) {
+		return b.tenant.KonnectivityWay(ctx, b.sites["tcp"], mode)
+	}
+}
+
+func callsBroker(_ context.Context, b *bed) (*harness.Way, error) { return b.connect() }
+
+func sidecar(mode, transport string) func(context.Context, *bed) (*harness.Way, error) {
+	return func(ctx context.Context, b *bed) (*harness.Way, error) {
+		return b.tenant.MooringWay(ctx, mode, transport)
+	}
+}
+
+// only returns the kinds that have one of parts in their name, and the direct one: all others are ratios to it. Without parts it is all.
+func only(parts []string) ([]kind, error) {
+	if len(parts) == 0 {
+		return kinds, nil
+	}
+	names := []string{}
+	got := []kind{}
+	for _, k := range kinds {
+		name := k.name + ", " + k.transport
+		names = append(names, name)
+		if k.name == direct || slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(name, part) }) {
+			got = append(got, k)
+		}
+	}
+	for _, part := range parts {
+		if !slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, part) }) {
+			return nil, fmt.Errorf("--only %q is in no way's name; these are: %s", part, strings.Join(names, "; "))
+		}
+	}
+	return got, nil
+}
+
 // prepare raises a platform with one tenant and two sites, of which one's agent is on TCP and the other's on QUIC, a pod on each
-// node with a file of o.bytes bytes, and an API server for each way that is wanted.
-func prepare(ctx context.Context, env *harness.Env, o options, say func(string, ...any)) ([]*way, error) {
+// node with a file of that many bytes, and an API server for each way that is wanted.
+func prepare(ctx context.Context, env *harness.Env, bytes int64, wanted []kind, say func(string, ...any)) ([]*way, error) {
 	p, err := env.StartPlatform(ctx)
 	if err != nil {
 		return nil, err
@@ -48,42 +114,20 @@ func prepare(ctx context.Context, env *harness.Env, o options, say func(string, 
 			return nil, err
 		}
 	}
-	mooring := func(mode, transport string) func() (*harness.Way, error) {
-		return func() (*harness.Way, error) { return t.MooringWay(ctx, mode, transport) }
-	}
 	// One API server calls the broker itself, for the nodes of both transports.
-	connect := sync.OnceValues(mooring(harness.ModeConnect, "tcp"))
+	b := &bed{tenant: t, sites: sites, connect: sync.OnceValues(func() (*harness.Way, error) { return t.MooringWay(ctx, harness.ModeConnect, "tcp") })}
 	var ways []*way
-	for _, w := range []struct {
-		name, transport string
-		start           func() (*harness.Way, error)
-	}{
-		{direct, "TCP", func() (*harness.Way, error) { return t.DirectWay(ctx, sites["tcp"]) }},
-		{"konnectivity, HTTPConnect/mTLS", "gRPC", func() (*harness.Way, error) { return t.KonnectivityWay(ctx, sites["tcp"], "http-connect") }},
-		{"konnectivity, gRPC/UDS", "gRPC", func() (*harness.Way, error) { return t.KonnectivityWay(ctx, sites["tcp"], "grpc") }},
-		{"Mooring, HTTPConnect/mTLS", "TLS+yamux", connect},
-		{"Mooring, sidecar gRPC/UDS", "TLS+yamux", mooring(harness.ModeSidecarGRPC, "tcp")},
-		{"Mooring, sidecar CONNECT/UDS", "TLS+yamux", mooring(harness.ModeSidecarHTTP, "tcp")},
-		{"Mooring, HTTPConnect/mTLS", "QUIC", connect},
-		{"Mooring, sidecar gRPC/UDS", "QUIC", mooring(harness.ModeSidecarGRPC, "quic")},
-		{"Mooring, sidecar CONNECT/UDS", "QUIC", mooring(harness.ModeSidecarHTTP, "quic")},
-	} {
-		if !o.wanted(w.name, w.transport) {
-			continue
-		}
+	for _, w := range wanted {
 		say("an API server: %s over %s", w.name, w.transport)
-		got, err := w.start()
+		got, err := w.start(ctx, b)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", w.name, err)
 		}
 		ways = append(ways, &way{Name: w.name, Transport: w.transport, Way: got})
 	}
-	if len(o.only) > 0 && len(ways) == 1 {
-		return nil, fmt.Errorf("--only %q: no way has that in its name", o.only)
-	}
 	for _, w := range ways {
 		if _, err := env.Wait(ctx, w.Name+" over "+w.Transport, time.Minute, func(ctx context.Context) error {
-			_, err := w.down(ctx, o.bytes) // which makes the pod's file
+			_, err := w.down(ctx, bytes) // which makes the pod's file
 			return err
 		}); err != nil {
 			return nil, err
