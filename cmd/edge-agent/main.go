@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/sysmon"
 )
 
 const (
@@ -25,7 +26,10 @@ const (
 	exitUsage  = 2
 )
 
-func main() { os.Exit(run()) }
+func main() {
+	_ = sysmon.Calm() // without, all is only slower
+	os.Exit(run())
+}
 
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -54,6 +54,7 @@ var layer = map[string]int{
 	"internal/proxyproto":  10,
 	"internal/underway":    10,
 	"internal/rounds":      0,
+	"internal/sysmon":      0,
 	"internal/listen":      10,
 	"internal/hostnet":     10,
 	"internal/manpages":    10,
