@@ -46,6 +46,9 @@ func startMooring(b *bed, bin string) (*mooring, error) {
 		return nil, err
 	}
 	b.stops = append(b.stops, s.Close)
+	if err := s.API.SignCertificates(); err != nil {
+		return nil, err
+	}
 	if err := s.Start(b.ctx); err != nil {
 		return nil, err
 	}
@@ -61,6 +64,8 @@ func (m *mooring) agent(t tunnel.Transport, bin string) (*proc.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	// As the kubelet would have registered it, if there was one.
+	m.shore.API.Put("/api/v1/nodes/"+m.node(t), `{"kind": "Node", "apiVersion": "v1", "metadata": {"name": "`+m.node(t)+`"}, "spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]}}`)
 	token, err := m.shore.Client.CreateToken(m.bed.ctx, admin.TokenRequest{Tenant: shore.TenantName, TTL: config.Duration{Duration: time.Hour}})
 	if err != nil {
 		return nil, fmt.Errorf("make a token: %w", err)
@@ -94,8 +99,8 @@ func (m *mooring) agent(t tunnel.Transport, bin string) (*proc.Process, error) {
 	agent := filepath.Join(bin, "edge-agent")
 	ctx, cancel := context.WithTimeout(m.bed.ctx, startTimeout)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, agent, "wait", "--for", "tunnel", "--socket", cfg.Socket).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("wait for the tunnel of %s: %w\n%s\nthe end of its log:\n%s", m.node(t), err, out, m.agents[t].Tail())
+	if out, err := exec.CommandContext(ctx, agent, "wait", "--for", "ready", "--socket", cfg.Socket).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("wait for %s to be ready: %w\n%s\nthe end of its log:\n%s", m.node(t), err, out, m.agents[t].Tail())
 	}
 	return m.agents[t], nil
 }

@@ -1,8 +1,8 @@
 // Package kubetest is a stand-in for a tenant's API server, for tests: it keeps objects, as JSON, that clients
 // send, over HTTPS, and issues tokens of ServiceAccounts that it takes back.
 //
-// It is not an API server. It has no RBAC, no defaults, no validation and no controllers, and of admission policies
-// it knows one thing: where one stands, a ServiceAccount's Opaque Secrets are refused. Whether rights are right,
+// It is not an API server. It has no RBAC, no defaults, no validation and no controllers, but that it signs certificates where SignCertificates was
+// called. Of admission policies it knows one thing: where one stands, a ServiceAccount's Opaque Secrets are refused. Whether rights are right,
 // and a policy does what it says, shows against the real one (e2e) only.
 //
 //	api := kubetest.New(t)
@@ -11,10 +11,12 @@ package kubetest
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
@@ -40,6 +42,7 @@ type Server struct {
 	policies  bool
 	tokenLife time.Duration
 	reviews   map[string]authenticationv1.TokenReviewStatus // by token
+	signer    *signer                                       // nil: certificates are not signed
 }
 
 // New starts a server; it is stopped with the test.
@@ -58,7 +61,9 @@ func Start() *Server {
 		users:   map[string]string{}, policies: true, tokenLife: 1 << 62,
 	}
 	s.users[s.admin] = "admin"
-	s.http = httptest.NewTLSServer(s)
+	s.http = httptest.NewUnstartedServer(s)
+	s.http.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	s.http.StartTLS()
 	return s
 }
 
@@ -180,12 +185,18 @@ func (s *Server) store(path string, o map[string]any) map[string]any {
 	return o
 }
 
-// user tells whose token the request has.
-func (s *Server) user(token string) (string, bool) {
+// user tells whose request it is.
+func (s *Server) user(r *http.Request) (string, bool) {
+	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	u, ok := s.users[strings.TrimPrefix(token, "Bearer ")]
-	return u, ok
+	if u, ok := s.users[token]; ok {
+		return u, true
+	}
+	if u, ok := s.bootstrapUser(token); ok {
+		return u, true
+	}
+	return s.certificateUser(r)
 }
 
 func isDryRun(q url.Values) bool { return q.Get("dryRun") == "All" }

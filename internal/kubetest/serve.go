@@ -25,7 +25,7 @@ const maxBody = 1 << 20
 
 // ServeHTTP is the API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	user, ok := s.user(r.Header.Get("Authorization"))
+	user, ok := s.user(r)
 	if !ok {
 		status(w, http.StatusUnauthorized, "Unauthorized", "the token is not known")
 		return
@@ -147,6 +147,9 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request, user string, o map
 	case isDryRun(r.URL.Query()):
 		answer(w, http.StatusCreated, o)
 	default:
+		if s.signer != nil && r.URL.Path == requestsPath {
+			s.sign(o)
+		}
 		answer(w, http.StatusCreated, s.store(p, o))
 	}
 }
