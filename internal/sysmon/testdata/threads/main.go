@@ -12,7 +12,11 @@ import (
 )
 
 func main() {
+	procs := runtime.GOMAXPROCS(0)
 	exitOn(sysmon.Calm())
+	if now := runtime.GOMAXPROCS(0); now != procs {
+		exitOn(fmt.Errorf("GOMAXPROCS was %d and is %d", procs, now))
+	}
 	// Threads that are made later, too.
 	var there, gone sync.WaitGroup
 	release := make(chan struct{})
