@@ -25,17 +25,22 @@ type frameConn struct {
 	err    atomic.Pointer[error] // the first one
 	lost   func()                // called once the connection is of no more use, before yamux knows it
 
+	started time.Time
+	wrote   atomic.Int64 // when a frame was written last, in nanoseconds since started
+
 	wmu  sync.Mutex // held through the writing of whole frames
 	turn turn       // wrote: guarded by wmu
 
-	mu       sync.Mutex // guards the following
-	ahead    []byte     // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin and turnDown
-	granting bool       // somebody is about to write them
+	mu       sync.Mutex  // guards the following
+	ahead    []byte      // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown and end
+	granting bool        // somebody is about to write them
+	fins     *time.Timer // writes them in a while, if it runs
+	running  bool        // it does
 }
 
 // newFrameConn takes over conn; under is what it runs on.
 func newFrameConn(conn *tls.Conn, under *bulk.Conn, windows *yamuxWindows) *frameConn {
-	c := &frameConn{Conn: conn, bulk: under, windows: windows}
+	c := &frameConn{Conn: conn, bulk: under, windows: windows, started: time.Now()}
 	c.frames = newFrameReader(tally{conn, &c.in}, under.Waiting, windows)
 	return c
 }
@@ -70,9 +75,58 @@ func (c *frameConn) begin(stream uint32, flag byte) {
 	c.ahead = appendFrame(c.ahead, flag, stream, 0)
 }
 
-// end writes that nothing more follows on a stream. It waits where the connection takes no more.
-func (c *frameConn) end(stream uint32) error {
+const (
+	// finTime is how long a FIN may wait for another frame to go with.
+	finTime = 5 * time.Millisecond
+	// busyTime is how long ago a frame was written at the most where the next one is not far.
+	busyTime = time.Millisecond
+)
+
+// end says that nothing more follows on a stream; last, that the other side has said so before, has most likely closed, and waits for nothing. Then, and where
+// frames are written all the time, the FIN goes with the next one, or in finTime: alone it would be a write, a read, and the waking of the other side. Else
+// it is written at once, and waits where the connection takes no more.
+func (c *frameConn) end(stream uint32, last bool) error {
+	if (last || c.busy()) && c.endLater(stream) {
+		return nil
+	}
 	return c.write(appendFrame(make([]byte, 0, yamuxHeader), yamuxFlagFIN, stream, 0), nil)
+}
+
+func (c *frameConn) busy() bool {
+	return time.Since(c.started)-time.Duration(c.wrote.Load()) < busyTime
+}
+
+// endLater is false where too much waits already.
+func (c *frameConn) endLater(stream uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.ahead) > maxAhead {
+		return false
+	}
+	c.ahead = appendFrame(c.ahead, yamuxFlagFIN, stream, 0)
+	switch {
+	case c.granting || c.running:
+		return true
+	case c.fins == nil:
+		c.fins = time.AfterFunc(finTime, c.flush)
+	default:
+		c.fins.Reset(finTime)
+	}
+	c.running = true
+	return true
+}
+
+// flush has what goes ahead of the next frame written, if there is something. The timer is let run when a frame has taken it: to stop it, and to start it
+// anew, is more for each stream than to look in vain now and then.
+func (c *frameConn) flush() {
+	c.mu.Lock()
+	c.running = false
+	start := len(c.ahead) > 0 && !c.granting
+	c.granting = c.granting || start
+	c.mu.Unlock()
+	if start {
+		c.spawn(c.writeAhead)
+	}
 }
 
 // maxAhead bounds what waits for a connection that takes no more, in bytes. Grants, and what begins streams, are bounded by the streams.
@@ -135,6 +189,7 @@ func (c *frameConn) write(head, body []byte) error {
 
 // writeLocked is write. wmu is held.
 func (c *frameConn) writeLocked(head, body []byte) error {
+	defer func() { c.wrote.Store(int64(time.Since(c.started))) }()
 	first := recordPool.Get().(*[]byte)
 	defer recordPool.Put(first)
 	*first = append(c.takeAhead((*first)[:0]), head...)

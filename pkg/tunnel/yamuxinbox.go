@@ -193,6 +193,13 @@ func (b *inbox) ended() (over, refused bool) {
 	return b.over && (b.head == nil || b.head.r == b.head.w), b.refused
 }
 
+// finished says whether the other side has sent all, be it read or not.
+func (b *inbox) finished() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.over
+}
+
 // take reads what is there, up to len(p) bytes; it waits for nothing.
 func (b *inbox) take(p []byte) (n int) {
 	for n < len(p) {

@@ -396,7 +396,7 @@ func (y *yamuxStream) sendFIN() error {
 	if y.m.over() {
 		return errMuxGone
 	}
-	if err := y.m.conn.end(y.id); err != nil {
+	if err := y.m.conn.end(y.id, y.in.finished()); err != nil {
 		y.m.fail()
 		return errMuxGone
 	}

@@ -1,0 +1,109 @@
+package tunnel
+
+import (
+	"io"
+	"testing"
+	"time"
+)
+
+// TestFINWaits: a FIN for which nobody waits goes with the next frame, and comes soon without one; that of the side that ends first is written at once on a
+// connection that is quiet.
+func TestFINWaits(t *testing.T) {
+	p := newPair(t, TransportTCP, false, Config{})
+	conn := func(st *Stream) *frameConn { return st.raw.(*yamuxStream).m.conn }
+	ahead := func(st *Stream) int {
+		c := conn(st)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.ahead)
+	}
+	talk := func(from, to *Stream) {
+		t.Helper()
+		if _, err := from.Write([]byte("!")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(to, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	atEnd := func(st *Stream) {
+		t.Helper()
+		if n, err := st.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Fatalf("read %d bytes, %v; want an end of file", n, err)
+		}
+	}
+	stop := func(st *Stream) { // the timer, and have it found running
+		c := conn(st)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.fins != nil {
+			c.fins.Stop()
+		}
+		c.running = true
+	}
+	other1, other2 := p.connect(t)
+	defer other1.Close()
+	defer other2.Close()
+	talk(other1, other2)
+	talk(other2, other1)
+
+	for _, next := range []bool{true, false} {
+		a, b := p.connect(t)
+		talk(a, b)
+		talk(b, a)
+		conn(a).wrote.Store(int64(-time.Minute)) // quiet
+		if err := a.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if n := ahead(a); n > 0 {
+			t.Errorf("%d bytes wait: the first FIN, on a connection that is quiet", n)
+		}
+		atEnd(b)
+		if next {
+			stop(b)
+		}
+		conn(b).wrote.Store(int64(-time.Minute))
+		if err := b.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if next { // nothing but that frame brings it
+			if n := ahead(b); n != yamuxHeader {
+				t.Errorf("%d bytes wait, want the FIN's %d", n, yamuxHeader)
+			}
+			talk(other2, other1)
+			c := conn(b)
+			c.mu.Lock()
+			c.running = false
+			c.mu.Unlock()
+		}
+		atEnd(a)
+		a.Close()
+		b.Close()
+	}
+
+	// On a connection that is busy the first FIN waits, too, but not where much waits already.
+	a, b := p.connect(t)
+	talk(a, b)
+	talk(b, a)
+	stop(a)
+	c := conn(a)
+	c.wrote.Store(int64(time.Minute))
+	if err := a.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if n := ahead(a); n != yamuxHeader {
+		t.Errorf("%d bytes wait, want the FIN's %d", n, yamuxHeader)
+	}
+	c.mu.Lock()
+	for len(c.ahead) <= maxAhead {
+		c.ahead = appendFrame(c.ahead, 0, 1, 0) // grants of nothing
+	}
+	c.mu.Unlock()
+	if c.endLater(99) {
+		t.Error("a FIN waits behind more than maxAhead")
+	}
+	c.flush()
+	atEnd(b)
+	a.Close()
+	b.Close()
+}
