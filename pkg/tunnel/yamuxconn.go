@@ -25,14 +25,12 @@ type frameConn struct {
 	err    atomic.Pointer[error] // the first one
 	lost   func()                // called once the connection is of no more use, before yamux knows it
 
-	started time.Time
-	wrote   atomic.Int64 // when a frame was written last, in nanoseconds since started
-
 	wmu  sync.Mutex // held through the writing of whole frames
 	turn turn       // wrote: guarded by wmu
 
 	mu       sync.Mutex  // guards the following
 	ahead    []byte      // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown and end
+	refused  int         // bytes of ahead that are turnDown's
 	granting bool        // somebody is about to write them
 	fins     *time.Timer // writes them in a while, if it runs
 	running  bool        // it does
@@ -40,7 +38,7 @@ type frameConn struct {
 
 // newFrameConn takes over conn; under is what it runs on.
 func newFrameConn(conn *tls.Conn, under *bulk.Conn, windows *yamuxWindows) *frameConn {
-	c := &frameConn{Conn: conn, bulk: under, windows: windows, started: time.Now()}
+	c := &frameConn{Conn: conn, bulk: under, windows: windows}
 	c.frames = newFrameReader(tally{conn, &c.in}, under.Waiting, windows)
 	return c
 }
@@ -75,25 +73,17 @@ func (c *frameConn) begin(stream uint32, flag byte) {
 	c.ahead = appendFrame(c.ahead, flag, stream, 0)
 }
 
-const (
-	// finTime is how long a FIN may wait for another frame to go with.
-	finTime = 5 * time.Millisecond
-	// busyTime is how long ago a frame was written at the most where the next one is not far.
-	busyTime = time.Millisecond
-)
+// finTime is how long a FIN may wait for another frame to go with.
+const finTime = 5 * time.Millisecond
 
-// end says that nothing more follows on a stream; last, that the other side has said so before, has most likely closed, and waits for nothing. Then, and where
-// frames are written all the time, the FIN goes with the next one, or in finTime: alone it would be a write, a read, and the waking of the other side. Else
-// it is written at once, and waits where the connection takes no more.
+// end says that nothing more follows on a stream; last, that the other side has said so before, has most likely closed, and waits for nothing. Then the FIN
+// goes with the next frame, or in finTime: alone it would be a write, a read, and the waking of the other side. Else it is written at once, and waits where
+// the connection takes no more.
 func (c *frameConn) end(stream uint32, last bool) error {
-	if (last || c.busy()) && c.endLater(stream) {
+	if last && c.endLater(stream) {
 		return nil
 	}
 	return c.write(appendFrame(make([]byte, 0, yamuxHeader), yamuxFlagFIN, stream, 0), nil)
-}
-
-func (c *frameConn) busy() bool {
-	return time.Since(c.started)-time.Duration(c.wrote.Load()) < busyTime
 }
 
 // endLater is false where too much waits already.
@@ -129,18 +119,19 @@ func (c *frameConn) flush() {
 	}
 }
 
-// maxAhead bounds what waits for a connection that takes no more, in bytes. Grants, and what begins streams, are bounded by the streams.
+// maxAhead bounds what waits for a connection that takes no more, in bytes: what turnDown says, and the FINs that wait behind all else. Grants, and what
+// begins streams, are bounded by the streams.
 const maxAhead = 64 << 10
 
 // turnDown tells the other side that a stream of its was not taken. errFlood: it does not read that it does not stop.
 func (c *frameConn) turnDown(stream uint32) error {
 	c.mu.Lock()
-	full := len(c.ahead) > maxAhead
-	c.mu.Unlock()
-	if full {
+	if c.refused > maxAhead {
+		c.mu.Unlock()
 		return errFlood
 	}
-	c.later(yamuxFlagRST, stream, 0)
+	c.refused += yamuxHeader
+	c.laterLocked(yamuxFlagRST, stream, 0)
 	return nil
 }
 
@@ -189,7 +180,6 @@ func (c *frameConn) write(head, body []byte) error {
 
 // writeLocked is write. wmu is held.
 func (c *frameConn) writeLocked(head, body []byte) error {
-	defer func() { c.wrote.Store(int64(time.Since(c.started))) }()
 	first := recordPool.Get().(*[]byte)
 	defer recordPool.Put(first)
 	*first = append(c.takeAhead((*first)[:0]), head...)
@@ -217,6 +207,11 @@ func (c *frameConn) grant(stream, n uint32) { c.later(0, stream, n) }
 // later has a frame without a body written soon, by somebody else.
 func (c *frameConn) later(flag byte, stream, n uint32) {
 	c.mu.Lock()
+	c.laterLocked(flag, stream, n)
+}
+
+// laterLocked is later. mu is held, and no longer when it returns.
+func (c *frameConn) laterLocked(flag byte, stream, n uint32) {
 	c.ahead = appendFrame(c.ahead, flag, stream, n)
 	start := !c.granting
 	c.granting = true
@@ -243,7 +238,7 @@ func (c *frameConn) takeAhead(b []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b = append(b, c.ahead...)
-	c.ahead, c.granting = c.ahead[:0], false
+	c.ahead, c.refused, c.granting = c.ahead[:0], 0, false
 	return b
 }
 
