@@ -2,13 +2,12 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"runtime"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mooring-edge/mooring/internal/config"
 	"github.com/mooring-edge/mooring/internal/egressproxy"
+	"github.com/mooring-edge/mooring/internal/processors"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 )
 
@@ -49,9 +48,7 @@ Files that change are taken without a restart, and connections that are open go 
 				return usageError{fmt.Errorf("--log-format %q: want text or json", log.Format)}
 			}
 			cfg.Logger = newLogger(c, log)
-			if os.Getenv("GOMAXPROCS") == "" {
-				runtime.GOMAXPROCS(1) // docs/decisions/0023
-			}
+			processors.One() // docs/decisions/0023
 			return egressproxy.New(cfg).Run(c.Context())
 		},
 	}

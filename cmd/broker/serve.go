@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mooring-edge/mooring/internal/broker"
 	"github.com/mooring-edge/mooring/internal/config"
+	"github.com/mooring-edge/mooring/internal/processors"
 )
 
 func newServe() *cobra.Command {
@@ -31,7 +34,12 @@ a broker that was killed goes on from there. The CA is made at the first start.`
 			if err != nil {
 				return err
 			}
-			return broker.Run(c.Context(), cfg, newLogger(c, cfg.Log))
+			ctx, done := context.WithCancel(c.Context())
+			var following sync.WaitGroup
+			defer following.Wait()
+			defer done()
+			following.Go(func() { processors.Follow(ctx) }) // docs/decisions/0033
+			return broker.Run(ctx, cfg, newLogger(c, cfg.Log))
 		},
 	}
 	c.Flags().StringVar(&path, "config", path, "configuration file")

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
 
+	"github.com/mooring-edge/mooring/internal/processors"
 	"github.com/mooring-edge/mooring/internal/rounds"
 )
 
@@ -26,9 +26,7 @@ const (
 // modest has this process take little of a machine that is there for its pods, where the environment does not say otherwise: Go code runs on one
 // processor at a time (docs/decisions/0023), and less garbage is let grow.
 func modest() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(1)
-	}
+	processors.One()
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}

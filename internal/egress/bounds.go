@@ -3,13 +3,13 @@ package egress
 import (
 	"fmt"
 	"net"
-	"runtime"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mooring-edge/mooring/internal/bulk"
+	"github.com/mooring-edge/mooring/internal/processors"
 	"github.com/mooring-edge/mooring/internal/strangers"
 	"github.com/mooring-edge/mooring/pkg/tunnel"
 	"github.com/mooring-edge/mooring/pkg/tunnel/wire"
@@ -165,4 +165,4 @@ func (q *requests) drop(tenant string) {
 
 // handshakesEach is how many handshakes of one source are computed at a time: half of the processors, and two at least, so
 // that one which the system has put aside does not hold up the rest.
-func handshakesEach() int { return max(2, runtime.GOMAXPROCS(0)/2) }
+func handshakesEach() int { return max(2, processors.Most()/2) }

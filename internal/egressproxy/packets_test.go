@@ -3,6 +3,7 @@ package egressproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -136,7 +137,8 @@ func TestPackets(t *testing.T) {
 	if r := k.next(konnectivity.PacketType_CLOSE_RSP).GetCloseResponse(); r.ConnectID != id2 || r.Error != "" {
 		t.Errorf("closed with %v", r)
 	}
-	k.data(id2, []byte("crossed")) // is dropped
+	f.logs.await(t, fmt.Sprintf("connection=%d toNode=", id2)) // until then it is one that is closing, and was answered
+	k.data(id2, []byte("crossed"))                             // is dropped
 	k.closeRequest(id2)
 	if r := k.next(konnectivity.PacketType_CLOSE_RSP).GetCloseResponse(); r.ConnectID != id2 || r.Error == "" {
 		t.Errorf("what is closed was closed with %v", r)

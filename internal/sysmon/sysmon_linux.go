@@ -2,19 +2,21 @@ package sysmon
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mooring-edge/mooring/internal/processors"
 )
 
-// Calm widens the timer slack (prctl(2), PR_SET_TIMERSLACK) of the runtime's own thread to Slack. That of those which run goroutines stays, so that timers
-// come as exactly as before. An error means that all is as it was, which does no harm: the system doesn't know this, or the program was built with cgo.
+// Calm widens the timer slack (prctl(2), PR_SET_TIMERSLACK) of the runtime's own thread to Slack. Those which run goroutines keep their own, so that
+// their timers come as exactly as before. An error means that all is as it was, which does no harm: the system doesn't know this, or the program was built with cgo.
 //
 // It is the first thing that a program does, before it opens a file or waits for signals: a thread that waits for these keeps the wide slack. So does one that
-// sysmon starts later, which is when one blocks in a system call and no other is idle. Their timers come up to Slack late.
+// sysmon starts later, which it does when it takes a processor from a thread that is blocked, or too long in a system call, and no thread is idle; and any thread that such a one
+// starts. Their timers come up to Slack late, and where one looks for goroutines to take from others it may sleep for that long. There are few or none.
 func Calm() error {
 	own, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
 	if err != nil {
@@ -28,19 +30,23 @@ func Calm() error {
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(Slack.Nanoseconds()), 0); errno != 0 {
 		return fmt.Errorf("timer slack of all threads: %w", errno)
 	}
-	return onThreads(func() error {
+	err = onThreads(func() error {
 		// Raw, as it does not block: from another kind of call the goroutine might come back on another thread.
 		if _, _, errno := syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(own), 0); errno != 0 {
 			return fmt.Errorf("timer slack of a thread: %w", errno)
 		}
 		return nil
 	})
+	if err != nil { // rather none than all
+		_, _, _ = syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(own), 0)
+	}
+	return err
 }
 
 // oneProcessor has goroutines run one at a time until the function that it returns is called.
 func oneProcessor() (back func()) {
 	was := runtime.GOMAXPROCS(1)
-	if os.Getenv("GOMAXPROCS") != "" {
+	if processors.Named() {
 		return func() { runtime.GOMAXPROCS(was) }
 	}
 	return runtime.SetDefaultGOMAXPROCS // which follows what a container is given

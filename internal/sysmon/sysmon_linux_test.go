@@ -13,8 +13,11 @@ import (
 
 // TestCalm: one thread is woken late, which is not the first, and all others as exactly as before.
 func TestCalm(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root may look at the timer slack of a thread")
+	if _, err := os.ReadFile("/proc/1/timerslack_ns"); err != nil { // it takes CAP_SYS_NICE
+		if os.Getenv("MOORING_REQUIRE_ALL") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("the timer slack of other threads can't be read: %v", err)
 	}
 	program := filepath.Join(t.TempDir(), "threads")
 	build := exec.Command("go", "build", "-o", program, "./testdata/threads")

@@ -160,7 +160,7 @@ func TestFault11RaisedThenStalled(t *testing.T) {
 	})
 	t.Run("tcp", func(t *testing.T) {
 		t.Parallel()
-		rs := newReluctants(4 << 20)
+		rs := newReluctants(8 << 20) // half of it will do where nothing else runs
 		cfg := windowed
 		cfg.Handler = rs.handle
 		_, brk := dialPair(t, TransportTCP, cfg, windowed)

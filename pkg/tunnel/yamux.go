@@ -232,6 +232,7 @@ func (m *yamuxMux) register(id uint32, acked bool) *yamuxStream {
 	y := &yamuxStream{m: m, id: id, window: w, in: w.in, acked: acked, kick: make(chan struct{}, 1)}
 	m.mu.Lock()
 	m.live[id] = y
+	y.now = m.ctl == nil // the first one is the control stream
 	r, early := m.early[id]
 	if early {
 		delete(m.early, id)

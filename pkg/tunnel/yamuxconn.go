@@ -29,7 +29,7 @@ type frameConn struct {
 	turn turn       // wrote: guarded by wmu
 
 	mu       sync.Mutex  // guards the following
-	ahead    []byte      // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown and end
+	ahead    *[]byte     // frames that go before the next one, or nil: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown, end and join
 	refused  int         // bytes of ahead that are turnDown's
 	granting bool        // somebody is about to write them
 	fins     *time.Timer // writes them in a while, if it runs
@@ -70,7 +70,7 @@ func (c *frameConn) Write(p []byte) (int, error) { return len(p), c.write(p, nil
 func (c *frameConn) begin(stream uint32, flag byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ahead = appendFrame(c.ahead, flag, stream, 0)
+	c.putAhead(flag, stream, 0)
 }
 
 // finTime is how long a FIN may wait for another frame to go with.
@@ -83,17 +83,21 @@ func (c *frameConn) end(stream uint32, last bool) error {
 	if last && c.endLater(stream) {
 		return nil
 	}
-	return c.write(appendFrame(make([]byte, 0, yamuxHeader), yamuxFlagFIN, stream, 0), nil)
+	f := appendFrame(make([]byte, 0, yamuxHeader), yamuxFlagFIN, stream, 0)
+	if joined, err := c.join(f, nil); joined {
+		return err
+	}
+	return c.write(f, nil)
 }
 
 // endLater is false where too much waits already.
 func (c *frameConn) endLater(stream uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.ahead) > maxAhead {
+	if c.waiting() > maxAhead {
 		return false
 	}
-	c.ahead = appendFrame(c.ahead, yamuxFlagFIN, stream, 0)
+	c.putAhead(yamuxFlagFIN, stream, 0)
 	switch {
 	case c.granting || c.running:
 		return true
@@ -111,7 +115,7 @@ func (c *frameConn) endLater(stream uint32) bool {
 func (c *frameConn) flush() {
 	c.mu.Lock()
 	c.running = false
-	start := len(c.ahead) > 0 && !c.granting
+	start := c.ahead != nil && !c.granting
 	c.granting = c.granting || start
 	c.mu.Unlock()
 	if start {
@@ -135,11 +139,14 @@ func (c *frameConn) turnDown(stream uint32) error {
 	return nil
 }
 
-// writeData writes a data frame of a stream. It waits where the connection takes no more.
-func (c *frameConn) writeData(stream uint32, p []byte) error {
-	var f [yamuxHeader]byte
-	binary.BigEndian.PutUint32(f[4:8], stream)
-	yamuxFrame(f[:]).setLength(uint32(len(p)))
+// writeData writes a data frame of a stream. It waits where the connection takes no more. Where it returns the frame is written, if now says so.
+func (c *frameConn) writeData(stream uint32, p []byte, now bool) error {
+	f := dataHeader(stream, len(p))
+	if !now {
+		if joined, err := c.join(f[:], p); joined {
+			return err
+		}
+	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	start := time.Now()
@@ -151,6 +158,10 @@ func (c *frameConn) writeData(stream uint32, p []byte) error {
 // tryWriteData is writeData where nothing has to be waited for: nobody else writes, the connection takes bytes, and the other side's window
 // has room for all of p, which is of a few KiB at the most. If not, it writes nothing and returns false.
 func (c *frameConn) tryWriteData(w *yamuxWindow, stream uint32, p []byte) (bool, error) {
+	f := dataHeader(stream, len(p))
+	if joining() && len(p) <= joinSize {
+		return c.tryJoin(w, f[:], p), nil
+	}
 	if !c.wmu.TryLock() {
 		return false, nil
 	}
@@ -158,17 +169,21 @@ func (c *frameConn) tryWriteData(w *yamuxWindow, stream uint32, p []byte) (bool,
 	if !c.short(len(p)) || !c.bulk.Writable() || !c.windows.takeAll(w, len(p)) {
 		return false, nil
 	}
-	var f [yamuxHeader]byte
-	binary.BigEndian.PutUint32(f[4:8], stream)
-	yamuxFrame(f[:]).setLength(uint32(len(p)))
 	return true, c.writeLocked(f[:], p)
+}
+
+// dataHeader is the header of a frame of n bytes of a stream.
+func dataHeader(stream uint32, n int) (f [yamuxHeader]byte) {
+	binary.BigEndian.PutUint32(f[4:8], stream)
+	yamuxFrame(f[:]).setLength(uint32(n))
+	return f
 }
 
 // short says that a frame with a body of n bytes, and what goes ahead of it, makes one record of TLS.
 func (c *frameConn) short(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.ahead)+yamuxHeader+n <= recordSize
+	return c.waiting()+yamuxHeader+n <= recordSize
 }
 
 // write writes a frame, and what goes ahead of it, in as few records of TLS as that takes and all of them at once.
@@ -180,9 +195,9 @@ func (c *frameConn) write(head, body []byte) error {
 
 // writeLocked is write. wmu is held.
 func (c *frameConn) writeLocked(head, body []byte) error {
-	first := recordPool.Get().(*[]byte)
-	defer recordPool.Put(first)
-	*first = append(c.takeAhead((*first)[:0]), head...)
+	first := c.takeAhead()
+	defer freeRecord(first)
+	*first = append(*first, head...)
 	n := min(len(body), max(recordSize-len(*first), 0))
 	*first = append(*first, body[:n]...)
 	if n == len(body) {
@@ -212,7 +227,7 @@ func (c *frameConn) later(flag byte, stream, n uint32) {
 
 // laterLocked is later. mu is held, and no longer when it returns.
 func (c *frameConn) laterLocked(flag byte, stream, n uint32) {
-	c.ahead = appendFrame(c.ahead, flag, stream, n)
+	c.putAhead(flag, stream, n)
 	start := !c.granting
 	c.granting = true
 	c.mu.Unlock()
@@ -223,22 +238,55 @@ func (c *frameConn) laterLocked(flag byte, stream, n uint32) {
 
 // writeAhead writes what goes with no other frame.
 func (c *frameConn) writeAhead() {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	if b := c.takeAhead(nil); len(b) > 0 {
-		_, err := c.Conn.Write(b)
-		if c.note(err) != nil {
-			_ = c.bulk.Conn.Close() // for yamux to know
-		}
+	if c.writeWaiting() != nil {
+		_ = c.bulk.Conn.Close() // for yamux to know
 	}
 }
 
-// takeAhead appends what goes before the next frame. wmu is held.
-func (c *frameConn) takeAhead(b []byte) []byte {
+// writeWaiting writes what goes ahead of the next frame, without one.
+func (c *frameConn) writeWaiting() error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	b := c.takeAhead()
+	defer freeRecord(b)
+	if len(*b) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(*b)
+	return c.note(err)
+}
+
+// putAhead has a frame without a body go before the next one. mu is held.
+func (c *frameConn) putAhead(flag byte, stream, n uint32) {
+	b := c.room()
+	*b = appendFrame(*b, flag, stream, n)
+}
+
+// room is where frames are put that go before the next one. mu is held.
+func (c *frameConn) room() *[]byte {
+	if c.ahead == nil {
+		c.ahead = newRecord()
+	}
+	return c.ahead
+}
+
+// waiting is how many bytes go before the next frame. mu is held.
+func (c *frameConn) waiting() int {
+	if c.ahead == nil {
+		return 0
+	}
+	return len(*c.ahead)
+}
+
+// takeAhead is what goes before the next frame, and the caller's until freeRecord. wmu is held.
+func (c *frameConn) takeAhead() *[]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b = append(b, c.ahead...)
-	c.ahead, c.refused, c.granting = c.ahead[:0], 0, false
+	b := c.ahead
+	c.ahead, c.refused, c.granting = nil, 0, false
+	if b == nil {
+		b = newRecord()
+	}
 	return b
 }
 
@@ -269,3 +317,12 @@ const recordSize = 16 << 10
 
 // recordPool holds what is joined to one record, and on either side of TLS: what is idle has none.
 var recordPool = sync.Pool{New: func() any { b := make([]byte, 0, recordSize); return &b }}
+
+func newRecord() *[]byte { return recordPool.Get().(*[]byte) }
+
+func freeRecord(b *[]byte) {
+	if cap(*b) == recordSize { // not one that had to grow
+		*b = (*b)[:0]
+		recordPool.Put(b)
+	}
+}

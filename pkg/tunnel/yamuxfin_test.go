@@ -8,13 +8,14 @@ import (
 // TestFINWaits: a FIN for which nobody waits goes with the next frame, and comes soon without one, and not behind all that much; that of the side that ends
 // first is written at once, as a reader may wait for it.
 func TestFINWaits(t *testing.T) {
+	setJoining(t, joinNever) // a frame that is joined may be about to be written when its writer returns
 	p := newPair(t, TransportTCP, false, Config{})
 	conn := func(st *Stream) *frameConn { return st.raw.(*yamuxStream).m.conn }
 	ahead := func(st *Stream) int {
 		c := conn(st)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return len(c.ahead)
+		return c.waiting()
 	}
 	talk := func(from, to *Stream) {
 		t.Helper()
@@ -80,8 +81,8 @@ func TestFINWaits(t *testing.T) {
 
 	c := conn(other1)
 	c.mu.Lock()
-	for len(c.ahead) <= maxAhead {
-		c.ahead = appendFrame(c.ahead, 0, 1, 0) // grants of nothing
+	for c.waiting() <= maxAhead {
+		c.putAhead(0, 1, 0) // grants of nothing
 	}
 	c.mu.Unlock()
 	if c.endLater(99) {

@@ -27,6 +27,7 @@ type yamuxStream struct {
 	id     uint32
 	window *yamuxWindow
 	in     *inbox // the window's
+	now    bool   // what is written is on its way when Write returns, as on the control stream: a goodbye is followed by the end of the connection
 
 	rmu   sync.Mutex // held through each read; guards acked
 	acked bool       // the other side knows the stream
@@ -181,7 +182,7 @@ func (y *yamuxStream) Write(p []byte) (int, error) {
 			y.await(more, y.kick, &y.writeDL)
 			continue
 		}
-		if err := y.m.conn.writeData(y.id, p[:n]); err != nil {
+		if err := y.m.conn.writeData(y.id, p[:n], y.now); err != nil {
 			y.m.fail() // what a part of was written is no frame
 			return total, errMuxGone
 		}
