@@ -20,7 +20,8 @@ import (
 const (
 	requestsPath = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 	tokensPath   = "/api/v1/namespaces/kube-system/secrets/bootstrap-token-"
-	kubeletLife  = 24 * time.Hour
+	kubeletLife  = 24 * time.Hour // whatever the request's expirationSeconds say
+	kubeletName  = "kubernetes.io/kube-apiserver-client-kubelet"
 )
 
 // signer signs kubelets' certificates.
@@ -30,8 +31,8 @@ type signer struct {
 	pool *x509.CertPool
 }
 
-// SignCertificates makes it a server that a kubelet bootstraps against: it lets in who has a bootstrap token that is stored, approves and signs what
-// kubelets ask for, and lets them in by that. Nobody else's approval is waited for.
+// SignCertificates makes it a server that a kubelet bootstraps against: it lets in who has a bootstrap token that is stored, approves and signs
+// kubelets' client certificates, and lets them in by these. Nobody else's approval is waited for. Requests to other signers stay as they are, pending.
 func (s *Server) SignCertificates() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -80,6 +81,9 @@ func (s *Server) certificateUser(r *http.Request) (string, bool) {
 
 // sign approves and signs a certificate request, or says in it why not. s.mu is held.
 func (s *Server) sign(o map[string]any) {
+	if spec, _ := o["spec"].(map[string]any); spec["signerName"] != kubeletName {
+		return
+	}
 	condition := map[string]any{"type": "Approved", "status": "True", "reason": "Kubetest"}
 	status := map[string]any{"conditions": []any{condition}}
 	if cert, err := s.signer.kubelet(o); err != nil {
