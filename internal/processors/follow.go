@@ -1,3 +1,5 @@
+//go:build unix
+
 package processors
 
 import (
@@ -17,19 +19,18 @@ const (
 	few = 60
 	// calm is for how long that must be so.
 	calm = 500 * time.Millisecond
-	// half and trial are for a machine that is busy with others, where one processor's share may never be many: with more than half of one for so long it is given
+	// half and trial are for a machine that is busy with others, where one processor's share may never be many: with more than some of one for so long it is given
 	// all to see what it makes of them. If that is few, it's back on one after calm.
-	half  = 40
+	some  = 40
 	trial = 5 * time.Second
 )
 
 // Follow has goroutines run one at a time while the program takes little, and on all processors else, until ctx ends: then on all. Where the environment says how
-// many (Named), or there is but one, it does nothing. It is to be called once at a time, and not with One.
+// many (Named) it does nothing. It is to be called once at a time, and not with One.
 func Follow(ctx context.Context) {
-	if Named() || runtime.GOMAXPROCS(0) == 1 {
-		return
+	if !Named() {
+		follow(ctx, used)
 	}
-	follow(ctx, used)
 }
 
 func follow(ctx context.Context, used func() time.Duration) {
@@ -53,6 +54,8 @@ func follow(ctx context.Context, used func() time.Duration) {
 		case toAll:
 			all()
 			most.Store(0)
+		default:
+			single.Store(runtime.GOMAXPROCS(0) == 1) // on all, Go follows what the machine and the container give
 		}
 	}
 }
@@ -71,7 +74,7 @@ type governor struct {
 	at   time.Time     // of the last look
 	used time.Duration // by then
 	much time.Time     // when it was more than few last, on all
-	less time.Time     // when it was no more than half last, on one
+	less time.Time     // when it was no more than some last, on one
 	one  bool          // goroutines run one at a time
 }
 
@@ -90,7 +93,7 @@ func (g *governor) next(now time.Time, used time.Duration) step {
 	if percent > few {
 		g.much = now
 	}
-	if percent <= half {
+	if percent <= some {
 		g.less = now
 	}
 	switch {

@@ -108,7 +108,7 @@ func (st *Stream) Deliver(f func(p []byte) int) {
 	}
 }
 
-// TryWrite writes p, a message of a few KiB at the most, if that can be done without waiting for anything. If not, it writes nothing and
+// TryWrite writes p, a message of a few KiB at the most, or has it written soon, if that can be done without waiting for anything. If not, it writes nothing and
 // returns false; why, Write says. Over QUIC it always does.
 func (st *Stream) TryWrite(p []byte) bool {
 	w, ok := st.raw.(interface{ tryWrite(p []byte) bool })

@@ -29,8 +29,10 @@ type frameConn struct {
 	turn turn       // wrote: guarded by wmu
 
 	mu       sync.Mutex  // guards the following
-	ahead    *[]byte     // frames that go before the next one, or nil: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown, end and join
-	refused  int         // bytes of ahead that are turnDown's
+	few      []byte      // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown, end and join
+	ahead    *[]byte     // the same in a buffer of the pool, where those are more; nil: they are not
+	refused  int         // bytes of these that are turnDown's
+	taken    uint64      // how often takeAhead was called
 	granting bool        // somebody is about to write them
 	fins     *time.Timer // writes them in a while, if it runs
 	running  bool        // it does
@@ -115,7 +117,7 @@ func (c *frameConn) endLater(stream uint32) bool {
 func (c *frameConn) flush() {
 	c.mu.Lock()
 	c.running = false
-	start := c.ahead != nil && !c.granting
+	start := c.waiting() > 0 && !c.granting
 	c.granting = c.granting || start
 	c.mu.Unlock()
 	if start {
@@ -247,6 +249,11 @@ func (c *frameConn) writeAhead() {
 func (c *frameConn) writeWaiting() error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	return c.writeWaitingLocked()
+}
+
+// writeWaitingLocked is writeWaiting. wmu is held.
+func (c *frameConn) writeWaitingLocked() error {
 	b := c.takeAhead()
 	defer freeRecord(b)
 	if len(*b) == 0 {
@@ -258,14 +265,22 @@ func (c *frameConn) writeWaiting() error {
 
 // putAhead has a frame without a body go before the next one. mu is held.
 func (c *frameConn) putAhead(flag byte, stream, n uint32) {
+	if c.ahead == nil && len(c.few) < fewFrames*yamuxHeader {
+		c.few = appendFrame(c.few, flag, stream, n)
+		return
+	}
 	b := c.room()
 	*b = appendFrame(*b, flag, stream, n)
 }
+
+// fewFrames may wait, for their streams to say something as well, without a buffer of the pool.
+const fewFrames = 8
 
 // room is where frames are put that go before the next one. mu is held.
 func (c *frameConn) room() *[]byte {
 	if c.ahead == nil {
 		c.ahead = newRecord()
+		*c.ahead, c.few = append(*c.ahead, c.few...), c.few[:0]
 	}
 	return c.ahead
 }
@@ -273,7 +288,7 @@ func (c *frameConn) room() *[]byte {
 // waiting is how many bytes go before the next frame. mu is held.
 func (c *frameConn) waiting() int {
 	if c.ahead == nil {
-		return 0
+		return len(c.few)
 	}
 	return len(*c.ahead)
 }
@@ -282,11 +297,9 @@ func (c *frameConn) waiting() int {
 func (c *frameConn) takeAhead() *[]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b := c.ahead
+	b := c.room()
 	c.ahead, c.refused, c.granting = nil, 0, false
-	if b == nil {
-		b = newRecord()
-	}
+	c.taken++
 	return b
 }
 
@@ -316,12 +329,15 @@ func (c *frameConn) failure() error {
 const recordSize = 16 << 10
 
 // recordPool holds what is joined to one record, and on either side of TLS: what is idle has none.
-var recordPool = sync.Pool{New: func() any { b := make([]byte, 0, recordSize); return &b }}
+var recordPool = sync.Pool{New: func() any { b := make([]byte, 0, recordRoom); return &b }}
+
+// recordRoom has room for a header behind a record that is full.
+const recordRoom = recordSize + yamuxHeader
 
 func newRecord() *[]byte { return recordPool.Get().(*[]byte) }
 
 func freeRecord(b *[]byte) {
-	if cap(*b) == recordSize { // not one that had to grow
+	if cap(*b) == recordRoom { // not one that had to grow
 		*b = (*b)[:0]
 		recordPool.Put(b)
 	}

@@ -14,19 +14,32 @@ const joinSize = 4 << 10
 var joining = processors.Single
 
 // join has a short frame go in one record, and one write, with those of all who are about to run: the first lets these run, and then writes what
-// they left. The others don't wait for that. It returns false, and has done nothing, where frames aren't joined.
+// they left. The others don't wait for that; nor does the first where somebody is writing, as that could be a long frame of another. It returns false, and has done
+// nothing, where frames aren't joined.
 func (c *frameConn) join(head, body []byte) (joined bool, err error) {
 	if len(body) > joinSize || !joining() {
 		return false, nil
 	}
 	c.mu.Lock()
 	joined, first := c.joinLocked(head, body)
+	taken := c.taken
 	c.mu.Unlock()
 	if !first {
 		return joined, nil
 	}
 	runtime.Gosched()
-	return true, c.writeWaiting()
+	c.mu.Lock()
+	went := c.taken != taken // with another's: what came since has a first of its own
+	c.mu.Unlock()
+	switch {
+	case went:
+	case c.wmu.TryLock():
+		defer c.wmu.Unlock()
+		return true, c.writeWaitingLocked()
+	default:
+		c.spawn(c.writeAhead)
+	}
+	return true, nil
 }
 
 // tryJoin is join for who reads a session: what it leaves is written once it has handled all that came. It returns false as well where the other side's window has

@@ -37,15 +37,15 @@ func TestJoin(t *testing.T) {
 		defer c.mu.Unlock()
 		return c.waiting()
 	}
-	first := func(st *Stream, p string) chan error {
+	write := func(st *Stream, p string) {
 		t.Helper()
-		before, done := waits(), make(chan error, 1)
-		go func() {
-			_, err := st.Write([]byte(p))
-			done <- err
-		}()
-		waitFor(t, func() bool { return waits() == before+yamuxHeader+len(p) }, "a frame to wait")
-		return done
+		before := waits()
+		if _, err := st.Write([]byte(p)); err != nil {
+			t.Error(err)
+		}
+		if got, want := waits()-before, yamuxHeader+len(p); got != want {
+			t.Errorf("%d bytes more wait, want %d", got, want)
+		}
 	}
 	gets := func(st *Stream, want string) {
 		t.Helper()
@@ -57,19 +57,14 @@ func TestJoin(t *testing.T) {
 
 	c.wmu.Lock() // as with one that waits for the connection
 	before := cameIn(t, other)
-	done := first(from[0], "one")
+	write(from[0], "one") // and does not wait for that
 	for _, st := range from[1:] {
-		if _, err := st.Write([]byte("two")); err != nil {
-			t.Error(err)
-		}
+		write(st, "two")
 	}
 	if !from[1].TryWrite([]byte("three")) {
 		t.Error("what who reads the session passes on did not join")
 	}
 	c.wmu.Unlock()
-	if err := within(t, 5*time.Second, done, "the write"); err != nil {
-		t.Error(err)
-	}
 	gets(to[0], "one")
 	gets(to[1], "twothree")
 	for _, st := range to[2:] {
@@ -83,7 +78,7 @@ func TestJoin(t *testing.T) {
 	// No more than a record joins; then a writer waits, and who may not wait is told.
 	c.wmu.Lock()
 	piece := strings.Repeat("x", joinSize)
-	done = first(from[0], piece)
+	write(from[0], piece)
 	n := 0
 	for ; from[2].TryWrite([]byte(piece)); n++ {
 	}
@@ -120,22 +115,39 @@ func TestJoin(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := within(t, 5*time.Second, done, "the first write"); err != nil {
-		t.Error(err)
-	}
 	gets(to[0], piece)
 	gets(to[1], piece)
 	gets(to[2], strings.Repeat(piece, n))
 	gets(to[3], piece+"and one that is too long to be joined")
 
-	// The one who writes for others hears of it when that fails.
+	// What has gone with another's frame by then is not written once more, and not waited for.
+	c.mu.Lock()
+	taken := c.taken
+	c.mu.Unlock()
+	write5 := make(chan error, 1)
+	go func() {
+		_, err := from[5].Write([]byte("five"))
+		write5 <- err
+	}()
+	if err := within(t, 5*time.Second, write5, "the write"); err != nil {
+		t.Error(err)
+	}
+	gets(to[5], "five")
+	c.mu.Lock()
+	if c.waiting() > 0 || c.taken == taken {
+		t.Errorf("%d bytes wait", c.waiting())
+	}
+	c.mu.Unlock()
+
+	// Nobody waits for what a connection that is gone does not take, but the next one hears of it.
 	c.wmu.Lock()
-	done = first(from[4], "lost")
+	write(from[4], "lost")
 	_ = c.bulk.Conn.Close()
 	c.wmu.Unlock()
-	if err := within(t, 5*time.Second, done, "the write"); err == nil {
-		t.Error("a write on a connection that is gone reported no error")
-	}
+	waitFor(t, func() bool {
+		_, err := from[4].Write([]byte("more"))
+		return err != nil
+	}, "a write on a connection that is gone to fail")
 }
 
 // TestNoJoin: where goroutines run beside each other every frame is written when its writer returns.
