@@ -145,7 +145,9 @@ func TestFault11RaisedThenStalled(t *testing.T) {
 	goesOn := func(t *testing.T, s *Session, held []int64) {
 		t.Helper()
 		t.Logf("the stalled hold %d", held)
-		if held[0] < int64(windowed.StreamWindow)*3/4 {
+		// Its reader may have stopped when a quarter was about to be granted, and its writer within a write, which counts when it returns. Half of it is one that was
+		// not raised.
+		if held[0] < int64(windowed.StreamWindow)*5/8 {
 			t.Errorf("the first holds %d: its window was not raised", held[0])
 		}
 		began := time.Now()
@@ -160,7 +162,7 @@ func TestFault11RaisedThenStalled(t *testing.T) {
 	})
 	t.Run("tcp", func(t *testing.T) {
 		t.Parallel()
-		rs := newReluctants(8 << 20) // half of it will do where nothing else runs
+		rs := newReluctants(4 << 20)
 		cfg := windowed
 		cfg.Handler = rs.handle
 		_, brk := dialPair(t, TransportTCP, cfg, windowed)
