@@ -124,19 +124,15 @@ func TestFollowBusy(t *testing.T) {
 		}
 	}
 	until(true)
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	for range 4 { // on a machine that is busy one alone might not get enough of a processor
 		ended.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for !stop.Load() {
 			}
 		})
 	}
+	defer stop.Store(true)
 	until(false)
-	close(stop)
+	stop.Store(true)
 	until(true)
 }
