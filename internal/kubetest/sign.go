@@ -15,13 +15,14 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
 )
 
 const (
 	requestsPath = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 	tokensPath   = "/api/v1/namespaces/kube-system/secrets/bootstrap-token-"
 	kubeletLife  = 24 * time.Hour // whatever the request's expirationSeconds say
-	kubeletName  = "kubernetes.io/kube-apiserver-client-kubelet"
 )
 
 // signer signs kubelets' certificates.
@@ -81,7 +82,7 @@ func (s *Server) certificateUser(r *http.Request) (string, bool) {
 
 // sign approves and signs a certificate request, or says in it why not. s.mu is held.
 func (s *Server) sign(o map[string]any) {
-	if spec, _ := o["spec"].(map[string]any); spec["signerName"] != kubeletName {
+	if spec, _ := o["spec"].(map[string]any); spec["signerName"] != certificatesv1.KubeAPIServerClientKubeletSignerName {
 		return
 	}
 	condition := map[string]any{"type": "Approved", "status": "True", "reason": "Kubetest"}

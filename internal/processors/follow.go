@@ -19,7 +19,7 @@ const (
 	few = 60
 	// calm is for how long that must be so.
 	calm = 500 * time.Millisecond
-	// half and trial are for a machine that is busy with others, where one processor's share may never be many: with more than some of one for so long it is given
+	// some and trial are for a machine that is busy with others, where one processor's share may never be many: with more than some of one for so long it is given
 	// all to see what it makes of them. If that is few, it's back on one after calm.
 	some  = 40
 	trial = 5 * time.Second
@@ -36,10 +36,7 @@ func Follow(ctx context.Context) {
 func follow(ctx context.Context, used func() time.Duration) {
 	t := time.NewTicker(look)
 	defer t.Stop()
-	defer func() {
-		all()
-		most.Store(0)
-	}()
+	defer all()
 	g := newGovernor(time.Now(), used())
 	for {
 		select {
@@ -53,7 +50,6 @@ func follow(ctx context.Context, used func() time.Duration) {
 			set(1)
 		case toAll:
 			all()
-			most.Store(0)
 		default:
 			single.Store(runtime.GOMAXPROCS(0) == 1) // on all, Go follows what the machine and the container give
 		}

@@ -52,5 +52,6 @@ func set(n int) {
 // all has them run on all that the machine and its container give, which is followed from then on.
 func all() {
 	runtime.SetDefaultGOMAXPROCS()
+	most.Store(0)
 	single.Store(runtime.GOMAXPROCS(0) == 1)
 }

@@ -32,7 +32,6 @@ type frameConn struct {
 	few      []byte      // frames that go before the next one: grants, of each stream no more than a few, as it is granted what was read, and those of begin, turnDown, end and join
 	ahead    *[]byte     // the same in a buffer of the pool, where those are more; nil: they are not
 	refused  int         // bytes of these that are turnDown's
-	taken    uint64      // how often takeAhead was called
 	granting bool        // somebody is about to write them
 	fins     *time.Timer // writes them in a while, if it runs
 	running  bool        // it does
@@ -185,7 +184,7 @@ func dataHeader(stream uint32, n int) (f [yamuxHeader]byte) {
 func (c *frameConn) short(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.waiting()+yamuxHeader+n <= recordSize
+	return c.fits(n)
 }
 
 // write writes a frame, and what goes ahead of it, in as few records of TLS as that takes and all of them at once.
@@ -285,6 +284,9 @@ func (c *frameConn) room() *[]byte {
 	return c.ahead
 }
 
+// fits is short. mu is held.
+func (c *frameConn) fits(n int) bool { return c.waiting()+yamuxHeader+n <= recordSize }
+
 // waiting is how many bytes go before the next frame. mu is held.
 func (c *frameConn) waiting() int {
 	if c.ahead == nil {
@@ -299,7 +301,6 @@ func (c *frameConn) takeAhead() *[]byte {
 	defer c.mu.Unlock()
 	b := c.room()
 	c.ahead, c.refused, c.granting = nil, 0, false
-	c.taken++
 	return b
 }
 

@@ -21,15 +21,18 @@ func (c *frameConn) join(head, body []byte) (joined bool, err error) {
 		return false, nil
 	}
 	c.mu.Lock()
-	joined, first := c.joinLocked(head, body)
-	taken := c.taken
+	if !c.fits(len(body)) {
+		c.mu.Unlock()
+		return false, nil
+	}
+	first := c.joinLocked(head, body)
 	c.mu.Unlock()
 	if !first {
-		return joined, nil
+		return true, nil
 	}
 	runtime.Gosched()
 	c.mu.Lock()
-	went := c.taken != taken // with another's: what came since has a first of its own
+	went := !c.granting // with another's frame
 	c.mu.Unlock()
 	switch {
 	case went:
@@ -46,11 +49,11 @@ func (c *frameConn) join(head, body []byte) (joined bool, err error) {
 // no room for all of body.
 func (c *frameConn) tryJoin(w *yamuxWindow, head, body []byte) bool {
 	c.mu.Lock()
-	if !c.joins(head, body) || !c.windows.takeAll(w, len(body)) {
+	if !c.fits(len(body)) || !c.windows.takeAll(w, len(body)) {
 		c.mu.Unlock()
 		return false
 	}
-	_, first := c.joinLocked(head, body)
+	first := c.joinLocked(head, body)
 	c.mu.Unlock()
 	if first {
 		c.spawn(c.writeAhead)
@@ -58,19 +61,12 @@ func (c *frameConn) tryJoin(w *yamuxWindow, head, body []byte) bool {
 	return true
 }
 
-// joins says whether there is room for a frame: what is joined makes one record. So there is no more than that where the connection takes no more. mu is held.
-func (c *frameConn) joins(head, body []byte) bool {
-	return c.waiting()+len(head)+len(body) <= recordSize
-}
-
-// joinLocked joins a frame if there is room; first: nobody is about to write it. mu is held.
-func (c *frameConn) joinLocked(head, body []byte) (joined, first bool) {
-	if !c.joins(head, body) {
-		return false, false
-	}
+// joinLocked joins a frame for which there is room: what is joined makes one record, so no more than that waits where the connection takes no more. first: nobody
+// is about to write it. mu is held.
+func (c *frameConn) joinLocked(head, body []byte) (first bool) {
 	b := c.room()
 	*b = append(append(*b, head...), body...)
 	first = !c.granting
 	c.granting = true
-	return true, first
+	return first
 }
