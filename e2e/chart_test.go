@@ -182,8 +182,7 @@ spec:
 // templates/services.yaml, and with runAsNonRoot taken out of the values.)
 func (s *chartSuite) dryRun(_ *suite, t *testing.T) {
 	must(t, s.acme.Apply(s.ctx, chartWorld))
-	_, err := s.acme.Kubectl(s.ctx, "wait", "--for=condition=Established", "--timeout=30s", "crd/servicemonitors.monitoring.coreos.com")
-	must(t, err)
+	must(t, s.acme.Established(s.ctx, "servicemonitors.monitoring.coreos.com"))
 	s.eachValues(t, func(t *testing.T, rendered string) {
 		cmd := s.acme.KubectlCommand(s.ctx, "apply", "--server-side", "--dry-run=server", "-f", "-")
 		cmd.Stdin = strings.NewReader(rendered)

@@ -69,8 +69,7 @@ func (m *Management) ApplyCRDs(ctx context.Context, files ...string) error {
 	if _, err := m.Kubectl(ctx, args...); err != nil {
 		return err
 	}
-	_, err := m.Kubectl(ctx, "wait", "--for=condition=Established", "--timeout=30s", "crd/datastores.kamaji.clastix.io", "crd/tenantcontrolplanes.kamaji.clastix.io")
-	return err
+	return m.Established(ctx, "datastores.kamaji.clastix.io", "tenantcontrolplanes.kamaji.clastix.io")
 }
 
 // startDatastore starts an etcd that takes clients with certificates only, as Kamaji wants it.

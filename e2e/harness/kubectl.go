@@ -50,6 +50,20 @@ func (t *Tenant) KubectlWith(ctx context.Context, stdin []byte, args ...string) 
 	return string(out), err
 }
 
+// Established waits until CRDs are served. kubectl's own waiting fails at once where one is so new that it has no conditions
+// (kubernetes/kubernetes#66439), so it's asked again.
+func (t *Tenant) Established(ctx context.Context, crds ...string) error {
+	args := []string{"wait", "--for=condition=Established", "--timeout=10s"}
+	for _, crd := range crds {
+		args = append(args, "crd/"+crd)
+	}
+	_, err := t.platform.env.Wait(ctx, "CRDs", time.Minute, func(ctx context.Context) error {
+		_, err := t.Kubectl(ctx, args...)
+		return err
+	})
+	return err
+}
+
 // Apply applies a manifest.
 func (t *Tenant) Apply(ctx context.Context, manifest string) error {
 	_, err := t.KubectlWith(ctx, []byte(manifest), "apply", "-f", "-")
