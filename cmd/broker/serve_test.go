@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,7 +84,9 @@ func TestServeFollows(t *testing.T) {
 		}
 	}
 	stop()
-	<-ended
+	if why := <-ended; !strings.HasPrefix(why, "exit code 0:") {
+		t.Error(why)
+	}
 	if n := runtime.GOMAXPROCS(0); n != all {
 		t.Errorf("it ended on %d processors, of %d", n, all)
 	}

@@ -57,7 +57,7 @@ func (t *Tenant) Established(ctx context.Context, crds ...string) error {
 	for _, crd := range crds {
 		args = append(args, "crd/"+crd)
 	}
-	_, err := t.platform.env.Wait(ctx, "CRDs", time.Minute, func(ctx context.Context) error {
+	_, err := t.platform.env.Wait(ctx, strings.Join(crds, ", "), 30*time.Second, func(ctx context.Context) error {
 		_, err := t.Kubectl(ctx, args...)
 		return err
 	})

@@ -138,15 +138,13 @@ func run(c *cobra.Command, o options) (err error) {
 // directEvery is after how many others the direct way's turn comes again. All ratios are to it, and a machine is slower at one time than at another.
 const directEvery = 3
 
-// turns is a round: all ways, of which the first is the direct one. Others come after another way each time, for what that leaves to be done.
+// turns is a round: all ways, of which the first is the direct one. The others begin two ways further on than in the round before, so that it isn't always the same
+// ones that come right after it.
 func turns(ways []*way, round int) []*way {
 	direct, others := ways[0], ways[1:]
-	if len(others) == 0 {
-		return ways
-	}
-	var all []*way
+	all := []*way{direct}
 	for i := range others {
-		if i%directEvery == 0 {
+		if i > 0 && i%directEvery == 0 {
 			all = append(all, direct)
 		}
 		all = append(all, others[(i+2*round)%len(others)])

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestTurns: in each round each way has its turn, and none is far from one of the direct way.
+// TestTurns: in each round each way has its turn, none is far from one of the direct way, and each begins two ways further on.
 func TestTurns(t *testing.T) {
 	for others := range 9 {
 		ways := []*way{{Name: direct}}
@@ -22,6 +22,9 @@ func TestTurns(t *testing.T) {
 				if since > directEvery {
 					t.Errorf("round %d of %d ways: none of the direct way's %d before turn %d", round, len(ways), directEvery, i)
 				}
+			}
+			if others > 0 && all[1] != ways[1+2*round%others] {
+				t.Errorf("round %d of %d ways begins with another", round, len(ways))
 			}
 			for i, w := range ways[1:] {
 				if n := len(all) - len(slices.DeleteFunc(slices.Clone(all), func(x *way) bool { return x == w })); n != 1 {
